@@ -1,0 +1,372 @@
+"""The run configuration: one dataclass per section of the YAML file, unknown keys are errors.
+
+Nothing here imports a model library, so that reading a configuration costs milliseconds. The sections `meta` and
+`fine_tuning` are keyword arguments of `TaskSelectionConfig` and `trl.SFTConfig`; they are checked where those are built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .errors import ConfigError, did_you_mean
+
+FORMATS = (
+    "auto",
+    "prompt_completion",
+    "instruction",
+    "chain_of_thought",
+    "classification",
+    "messages",
+)
+EMBEDDED_PREFIX = "embedded:"
+
+
+@dataclass
+class TaskConfig:
+    """Where one task's rows come from and how to read them.
+
+    Attributes:
+        dataset: Hub id of a dataset, or a local file (`.jsonl`, `.json`, `.parquet`, `.arrow`, `.csv`, also `.gz`).
+        name: configuration name of a Hub dataset.
+        split: split of a Hub dataset.
+        revision: branch, tag or commit of a Hub dataset.
+        format: one of `FORMATS`; `auto` decides from the column names.
+        columns: maps the format's field names to the dataset's column names, e.g. `{rationale: explanation}`.
+        template: prompt template for the format, with `{field}` placeholders; the format's own if not given.
+        max_samples: keep a seeded random sample of at most this many rows.
+    """
+
+    dataset: str | None = None
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    format: str = "auto"
+    columns: dict[str, str] = field(default_factory=dict)
+    template: str | None = None
+    max_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(
+                f"format {self.format!r} is not one of {', '.join(FORMATS)}{did_you_mean(self.format, FORMATS)}"
+            )
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"max_samples must be at least 1, not {self.max_samples}")
+
+
+@dataclass
+class TargetConfig(TaskConfig):
+    """The target task: its dev rows choose, its test rows report.
+
+    Attributes:
+        task: name of the target. Without `dataset`, the rows of the task with this name are split.
+        dev_samples: rows taken from the target for estimation, unless `dev_dataset` or `dev_split` supplies them all.
+        test_samples: rows taken for the last report when neither `test_dataset` nor `test_split` is given, and an
+            upper bound when one is.
+        dev_dataset, dev_split, test_dataset, test_split: where ready dev and test rows are.
+        include_in_training: whether the rows that are left become a selectable task of the same name.
+        leakage: `error` or `drop`: what to do with training rows that are also target dev or test rows.
+    """
+
+    task: str = ""
+    dev_samples: int = 300
+    test_samples: int | None = None
+    dev_dataset: str | None = None
+    dev_split: str | None = None
+    test_dataset: str | None = None
+    test_split: str | None = None
+    include_in_training: bool = True
+    leakage: str = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.task:
+            raise ConfigError(
+                "target.task is missing: name the task whose loss you want to lower"
+            )
+        if self.leakage not in ("error", "drop"):
+            raise ConfigError(
+                f"target.leakage must be 'error' or 'drop', not {self.leakage!r}"
+            )
+
+
+@dataclass
+class GradientsConfig:
+    """What the gradient pass stores. `checkpoints` names meta checkpoints: `half`, `end`, or a step number."""
+
+    objectives: list[str] = field(default_factory=lambda: ["loss"])
+    projection: str = "count_sketch"
+    dim: int = 400
+    seed: int = 0
+    dtype: str = "float16"
+    checkpoints: list[Any] = field(default_factory=lambda: ["half", "end"])
+    batch_size: int = 16
+    shard_size: int = 1024
+
+
+@dataclass
+class EstimatorConfig:
+    """How losses are estimated. `checkpoint` says which gradient store to expand at (`average` uses all)."""
+
+    surrogate: str = "default"
+    regularization: float | None = None
+    checkpoint: Any = "half"
+
+
+@dataclass
+class SelectionConfig:
+    """How a subset is searched for. `num_subsets`, `subset_fraction` and `seed` belong to the random ensemble."""
+
+    method: str = "forward"
+    max_tasks: int | None = None
+    min_tasks: int = 1
+    num_subsets: int | None = None
+    subset_fraction: float = 0.5
+    seed: int = 0
+
+
+@dataclass
+class HubConfig:
+    """Whether and where the result is pushed. The repository is private unless said otherwise."""
+
+    push: bool = False
+    repo_id: str | None = None
+    private: bool = True
+    revision: str | None = None
+    create_pr: bool = False
+
+
+@dataclass
+class RunConfig:
+    """Everything one run needs; see `docs/configuration.md` for a commented example.
+
+    Attributes:
+        model_name_or_path: the pretrained base: Hub id, local folder, or `embedded:quickstart/base`.
+        output_dir: where every stage leaves its result.
+        tasks: task name -> `TaskConfig` fields, or `{from: "folder/*.jsonl", ...}`, or one entry with `task_column`.
+        target: see `TargetConfig`.
+        max_length: longest sequence in tokens; longer prompts lose their beginning.
+        lora: keyword arguments of `peft.LoraConfig`.
+        meta: keyword arguments of `TaskSelectionConfig`.
+        fine_tuning: keyword arguments of `trl.SFTConfig`, and `compare_with` (a list of `all`, `base`).
+        quantization: keyword arguments of `transformers.BitsAndBytesConfig`.
+        seed: seeds data splits, adapter initialisation and training.
+        task_notes: remarks about tasks that tables and cards show beside their names.
+    """
+
+    model_name_or_path: str
+    output_dir: str
+    tasks: dict[str, Any]
+    target: TargetConfig
+    model_revision: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    max_length: int = 1024
+    seed: int = 0
+    lora: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    fine_tuning: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    hub: HubConfig = field(default_factory=HubConfig)
+    task_notes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """Build a configuration from nested plain values.
+
+        Raises:
+            ConfigError: for an unknown key (the nearest known one is named), a missing one, or a wrong type.
+        """
+        config = build_dataclass(cls, values, where="")
+        if not config.tasks:
+            raise ConfigError(
+                "tasks is empty: list at least one source of training rows"
+            )
+        return config
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | Path, overrides: list[str] | None = None
+    ) -> RunConfig:
+        """Read a YAML file and apply `--dotted.key value` overrides.
+
+        Raises:
+            ConfigError: when the file is missing, is not YAML, or holds anything `from_dict` refuses.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"there is no configuration file {str(path)!r}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"{path} is not valid YAML: {' '.join(str(error).split())}"
+            ) from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold a mapping of configuration keys")
+        for key, value in parse_overrides(overrides or []):
+            set_dotted(values, key, value)
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values that `from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+
+def build_dataclass(cls: type, values: Any, where: str) -> Any:
+    """Build dataclass `cls` from a mapping; `where` is the dotted path used in messages."""
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{where or 'the configuration'} must be a mapping of keys, not {values!r}"
+        )
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise ConfigError(
+                f"unknown key {prefix}{key}{did_you_mean(str(key), fields)}"
+            )
+    arguments = {
+        key: convert_value(hints[key], value, prefix + key)
+        for key, value in values.items()
+    }
+    for name, f in fields.items():
+        if (
+            name not in values
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ):
+            raise ConfigError(f"{prefix}{name} is missing")
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise (
+            error
+            if not where or str(error).startswith(where)
+            else ConfigError(f"{where}: {error}")
+        ) from None
+
+
+def convert_value(hint: Any, value: Any, where: str) -> Any:
+    """Check `value` against a type hint, build nested dataclasses, and let an integer stand for a float."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        base = get_origin(option) or option
+        if dataclasses.is_dataclass(base):
+            return build_dataclass(base, value, where)
+        if base is Any or (
+            isinstance(value, base)
+            and not (base in (int, float) and isinstance(value, bool))
+        ):
+            return value
+        if (
+            base is float
+            and isinstance(value, (int, str))
+            and not isinstance(value, bool)
+        ):
+            try:  # YAML 1.1 reads 2e-4 (no dot) as a string
+                return float(value)
+            except ValueError:
+                pass
+    expected = " or ".join(
+        "null" if o is type(None) else getattr(get_origin(o) or o, "__name__", str(o))
+        for o in options
+    )
+    raise ConfigError(f"{where} must be {expected}, not {value!r}")
+
+
+def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
+    """Turn `["--meta.seed", "1", "--hub.push=true"]` into key/value pairs; values are read as YAML."""
+    pairs, rest = [], list(arguments)
+    while rest:
+        key = rest.pop(0)
+        if not key.startswith("--"):
+            raise ConfigError(
+                f"unexpected argument {key!r}: overrides look like --dotted.key value"
+            )
+        key, separator, value = key[2:].partition("=")
+        if not separator:
+            if not rest:
+                raise ConfigError(f"override --{key} has no value")
+            value = rest.pop(0)
+        try:
+            pairs.append((key, yaml.safe_load(value)))
+        except yaml.YAMLError:
+            pairs.append((key, value))
+    return pairs
+
+
+def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `values["a"]["b"]` for key `a.b`, making sections on the way."""
+    *sections, last = key.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    values[last] = value
+
+
+def keyword_arguments(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check that every key of `values` is a field of dataclass `cls`; numbers written as strings become floats.
+
+    Raises:
+        ConfigError: for an unknown key; the message names the nearest known one.
+    """
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {where}.{key}{did_you_mean(str(key), known)}"
+            )
+    return {
+        key: as_number(value) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+
+
+def as_number(text: str) -> Any:
+    """Return `2e-4` and the like as a float: YAML 1.1 leaves exponents without a dot as strings."""
+    if text[:1].isdigit() and "e" in text.lower():
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return text
+
+
+def resolve_path(path: str) -> str:
+    """Turn `embedded:quickstart/...` into a path inside the installed package; leave anything else alone."""
+    if not path.startswith(EMBEDDED_PREFIX):
+        return path
+    return str(resources.files("hf_tasksel") / path[len(EMBEDDED_PREFIX) :])
+
+
+def expand_files(pattern: str) -> list[str]:
+    """Return the sorted local files that match a glob pattern.
+
+    Raises:
+        ConfigError: when nothing matches.
+    """
+    files = sorted(
+        f for f in glob.glob(resolve_path(pattern), recursive=True) if os.path.isfile(f)
+    )
+    if not files:
+        raise ConfigError(
+            f"tasks.from: no file matches {pattern!r} (relative to {os.getcwd()})"
+        )
+    return files

@@ -1,0 +1,139 @@
+"""Random maps from the p LoRA parameters to d numbers that keep inner products, applied inside the backward hooks.
+
+A projection depends on its seed and on parameter names only, not on layer order, batch or rank: the sketches of two passes
+can be compared whenever kind, dim and seed agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, did_you_mean
+
+
+class Projection:
+    """Maps gradients, parameter by parameter, to sketches of length `dim`.
+
+    Attributes:
+        kind: registered name.
+        dim: length of a sketch.
+        seed: seeds the map.
+    """
+
+    kind: str
+
+    def __init__(self, dim: int = 400, seed: int = 0) -> None:
+        self.dim = dim
+        self.seed = seed
+
+    def prepare(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Learn the names and shapes of all parameters before the first batch."""
+
+    def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
+        """Add the projection of one parameter's gradients to the sketches.
+
+        Args:
+            sketch: (batch, dim), changed in place.
+            name: the parameter's canonical name.
+            gradient: (batch, *parameter shape).
+        """
+        raise NotImplementedError
+
+    def generator(self, name: str) -> torch.Generator:
+        """Return a CPU generator seeded by kind, seed and parameter name, equal on every machine."""
+        digest = hashlib.sha256(f"{self.kind}/{self.seed}/{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class CountSketch(Projection):
+    """Each parameter entry is added, with a random sign, to one random place: no matrix, O(p) per sample.
+
+    Inner products are kept in expectation (Charikar, Chen & Farach-Colton 2002; Weinberger et al. 2009).
+    """
+
+    kind = "count_sketch"
+
+    def __init__(self, dim: int = 400, seed: int = 0) -> None:
+        super().__init__(dim, seed)
+        self._maps: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
+        flat = gradient.reshape(len(gradient), -1)
+        place, sign = self._map(name, flat.shape[1], flat.device)
+        sketch.index_add_(1, place, flat * sign.to(flat.dtype))
+
+    def _map(self, name: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = (name, device)
+        if key not in self._maps:
+            generator = self.generator(name)
+            place = torch.randint(self.dim, (size,), generator=generator)
+            sign = (
+                torch.randint(2, (size,), generator=generator, dtype=torch.int8)
+                .mul_(2)
+                .sub_(1)
+            )
+            self._maps[key] = place.to(device), sign.to(device)
+        return self._maps[key]
+
+
+class Rademacher(Projection):
+    """Dense random ±1/√d matrix, regenerated block by block from its seed, so that it is never stored whole."""
+
+    kind = "rademacher"
+    block = 1 << 14
+
+    def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
+        flat = gradient.reshape(len(gradient), -1)
+        generator = self.generator(name)
+        for start in range(0, flat.shape[1], self.block):
+            part = flat[:, start : start + self.block]
+            signs = (
+                torch.randint(
+                    2, (part.shape[1], self.dim), generator=generator, dtype=torch.int8
+                )
+                .mul_(2)
+                .sub_(1)
+            )
+            sketch.add_(
+                part @ signs.to(part.device, part.dtype), alpha=1 / math.sqrt(self.dim)
+            )
+
+
+class Identity(Projection):
+    """No projection: the gradient itself, parameters in alphabetical order; for small models and tests."""
+
+    kind = "identity"
+
+    def prepare(self, shapes: Mapping[str, torch.Size]) -> None:
+        self._offsets: dict[str, int] = {}
+        self.dim = 0
+        for name in sorted(shapes):
+            self._offsets[name] = self.dim
+            self.dim += shapes[name].numel()
+
+    def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
+        flat = gradient.reshape(len(gradient), -1)
+        sketch[:, self._offsets[name] : self._offsets[name] + flat.shape[1]] += flat
+
+
+PROJECTIONS: dict[str, type[Projection]] = {
+    cls.kind: cls for cls in (CountSketch, Rademacher, Identity)
+}
+
+
+def make_projection(kind: str, dim: int, seed: int) -> Projection:
+    """Return a projection by its registered name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if kind not in PROJECTIONS:
+        raise ConfigError(
+            f"projection {kind!r} is not one of {sorted(PROJECTIONS)}{did_you_mean(kind, PROJECTIONS)}"
+        )
+    return PROJECTIONS[kind](dim=dim, seed=seed)

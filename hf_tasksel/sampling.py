@@ -1,0 +1,77 @@
+"""Multitask samplers: in which order, and how often, samples of each task are seen in one epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+SAMPLERS = ("proportional", "balanced", "temperature", "round_robin")
+
+
+class MultitaskSampler(Sampler[int]):
+    """Draws sample positions so that tasks appear with chosen frequencies; one epoch has as many draws as samples.
+
+    Within a task, samples are drawn without replacement until all were seen, then reshuffled. The order depends on
+    `seed` and epoch alone, so it is the same on every rank (Accelerate deals whole batches out to the ranks) and after
+    a resume.
+
+    Args:
+        task_ids: task of each sample, shape (num_samples,).
+        strategy: `proportional` (a permutation: every sample once), `balanced` (every task equally likely),
+            `temperature` (probability proportional to size ** (1 / temperature)), or `round_robin` (tasks in turn).
+        temperature: 1 is proportional, infinity is balanced.
+        seed: seeds the order together with the epoch.
+
+    Raises:
+        ValueError: for an unknown strategy.
+    """
+
+    def __init__(
+        self,
+        task_ids: Sequence[int],
+        strategy: str = "proportional",
+        temperature: float = 2.0,
+        seed: int = 0,
+    ):
+        if strategy not in SAMPLERS:
+            raise ValueError(
+                f"sampler {strategy!r} is not one of {', '.join(SAMPLERS)}"
+            )
+        self.task_ids = np.asarray(task_ids)
+        self.strategy = strategy
+        self.temperature = temperature
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.task_ids)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.strategy == "proportional":
+            return iter(rng.permutation(len(self.task_ids)).tolist())
+        order = self._task_order(rng)
+        result = np.empty(len(order), dtype=np.int64)
+        for task in np.unique(self.task_ids):
+            members = np.flatnonzero(self.task_ids == task)
+            places = np.flatnonzero(order == task)
+            rounds = -(-len(places) // len(members))
+            draws = np.concatenate(
+                [rng.permutation(members) for _ in range(rounds)] or [members[:0]]
+            )
+            result[places] = draws[: len(places)]
+        return iter(result.tolist())
+
+    def _task_order(self, rng: np.random.Generator) -> np.ndarray:
+        tasks, sizes = np.unique(self.task_ids, return_counts=True)
+        if self.strategy == "round_robin":
+            return np.resize(tasks, len(self))
+        power = 0.0 if self.strategy == "balanced" else 1.0 / self.temperature
+        weights = sizes.astype(float) ** power
+        return rng.choice(tasks, size=len(self), p=weights / weights.sum())

@@ -1,0 +1,113 @@
+"""What a selection chose and why; kept as JSON beside the adapter it led to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import TaskSelectionError
+from ..files import read_json, write_json
+
+SELECTION_FILE = "selection.json"
+
+
+@dataclass(frozen=True)
+class SelectionStep:
+    """One subset on the way of a search.
+
+    Attributes:
+        change: what was done, e.g. `+gsm8k`, `-aqua`, or `all tasks`.
+        tasks: the subset after the change.
+        estimate: its estimated target loss, nats per token.
+    """
+
+    change: str
+    tasks: list[str]
+    estimate: float
+
+
+@dataclass(frozen=True)
+class SelectionResult:
+    """The chosen subset with its reasons.
+
+    Attributes:
+        target: the task whose loss was to be lowered.
+        method: name of the search, e.g. `forward`.
+        selected: the chosen tasks, in the order of the task list.
+        dropped: the other tasks.
+        estimate: estimated target loss after fine-tuning on the selected tasks, nats per token.
+        estimate_all: the same for all tasks.
+        effects: for each task, estimate with it minus estimate without it, everything else as selected; negative means
+            that the task helps. Nats per token.
+        path: the subsets that the search passed through.
+        scores: for the random ensemble, the mean estimate over the subsets that hold the task.
+        estimator: parameters of the estimator, for the record.
+    """
+
+    target: str
+    method: str
+    selected: list[str]
+    dropped: list[str]
+    estimate: float
+    estimate_all: float
+    effects: dict[str, float]
+    path: list[SelectionStep] = field(default_factory=list)
+    scores: dict[str, float] | None = None
+    estimator: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads back."""
+        return {"format_version": 1, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SelectionResult:
+        """Rebuild a result from plain values.
+
+        Raises:
+            TaskSelectionError: when a field is missing.
+        """
+        known = {f.name for f in fields(cls)}
+        arguments = {key: value for key, value in values.items() if key in known}
+        arguments["path"] = [SelectionStep(**step) for step in values.get("path", [])]
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise TaskSelectionError(f"this is not a selection: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the selection as JSON, atomically; a folder gets `selection.json`."""
+        path = Path(path)
+        write_json(path / SELECTION_FILE if path.is_dir() else path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SelectionResult:
+        """Read a selection from a JSON file, or from the folder that holds `selection.json`.
+
+        Raises:
+            TaskSelectionError: when there is none.
+        """
+        path = Path(path)
+        path = path / SELECTION_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise TaskSelectionError(f"there is no selection at {path}")
+        return cls.from_dict(read_json(path))
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_id_or_path: str, revision: str | None = None
+    ) -> SelectionResult:
+        """Read the selection of a pushed model from the Hub, or from a local folder."""
+        if Path(repo_id_or_path).exists():
+            return cls.load(repo_id_or_path)
+        from huggingface_hub import hf_hub_download
+
+        return cls.load(
+            hf_hub_download(repo_id_or_path, SELECTION_FILE, revision=revision)
+        )
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the selection path and the effect of each task into a PNG file."""
+        from ..plots import plot_selection
+
+        plot_selection(self, path)

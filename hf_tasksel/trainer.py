@@ -1,0 +1,394 @@
+"""TaskSelectionTrainer: a drop-in Trainer for multitask LoRA meta training that also collects gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from .adapters import load_adapter_weights
+from .distributed import distributed_rank
+from .errors import DataError, ModelError
+from .formatting import tokenize_rows
+from .gradients.collator import SIDE_COLUMNS, GradientCollator, TaskDataCollator
+from .gradients.objective import sample_objectives, shifts_labels
+from .gradients.store import GradientStore
+from .sampling import MultitaskSampler
+from .tasks import combine_tasks
+from .training_args import checkpoint_step
+
+
+class MetaCheckpointCallback(TrainerCallback):
+    """Saves the checkpoints that gradients will be expanded at."""
+
+    def __init__(self, checkpoints: Sequence[str | int]) -> None:
+        self.checkpoints = checkpoints
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Ask for a save at the kept steps."""
+        if state.global_step in {
+            checkpoint_step(c, state.max_steps) for c in self.checkpoints
+        }:
+            control.should_save = True
+        return control
+
+
+class ExactLoss:
+    """Sums of token losses and token counts per sample, so that a mean loss does not depend on the batch size."""
+
+    def __init__(self) -> None:
+        self.samples: dict[int, tuple[int, float, int]] = {}
+
+    def add(
+        self,
+        side: Mapping[str, torch.Tensor],
+        losses: torch.Tensor,
+        num_tokens: torch.Tensor,
+    ) -> None:
+        """Record mean losses (batch,) and token counts (batch,) of samples; a sample seen twice counts once."""
+        columns = (side["sample_idx"], side["task"], losses * num_tokens, num_tokens)
+        for idx, task, loss, tokens in zip(*(c.tolist() for c in columns), strict=True):
+            self.samples[idx] = (task, loss, tokens)
+
+    def gather(self) -> dict[int, tuple[int, float, int]]:
+        """Return the samples of all ranks."""
+        _, world_size = distributed_rank()
+        if world_size == 1:
+            return self.samples
+        parts: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(parts, self.samples)
+        return {idx: sample for part in parts for idx, sample in part.items()}
+
+    def metrics(self, prefix: str, task_names: Sequence[str]) -> dict[str, float]:
+        """Return `{prefix}_loss`, and with several tasks `{prefix}_{task}_loss`: Σ token losses ÷ Σ tokens, in nats."""
+        sums: dict[str, list[float]] = {}
+        for _, (task, loss, tokens) in sorted(self.gather().items()):
+            for name in ("", task_names[task]):
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0] += loss
+                total[1] += tokens
+        means = {name: loss / tokens for name, (loss, tokens) in sums.items() if tokens}
+        if len(means) == 2:
+            return {f"{prefix}_loss": means[""]}
+        return {
+            f"{prefix}_{name}_loss" if name else f"{prefix}_loss": mean
+            for name, mean in means.items()
+        }
+
+
+class TaskSelectionMixin:
+    """Adds tasks to a Trainer class: task data, multitask samplers, exact per-task losses, gradient collection.
+
+    Args:
+        model: a causal LM, encoder-decoder or classifier, with or without a LoRA adapter.
+        args: `TaskSelectionConfig`, or plain `TrainingArguments` to behave as the Trainer itself.
+        train_dataset: a DatasetDict or dict of task name to rows, or one Dataset, with a `task` column or without. Rows are
+            tokenized (`input_ids`, `labels`), or text (`prompt` and `completion`, optionally `messages`), which is
+            tokenized here.
+        eval_dataset: rows of the same kind, or a dict of them.
+        peft_config: adds a fresh LoRA adapter to `model`.
+        Everything else as in Trainer, in the same positions.
+
+    Raises:
+        DataError: for empty or mismatched tasks.
+        ModelError: when `peft_config` is given for a model that has an adapter already.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *rest: Any,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if peft_config is not None:
+            model = add_adapter(model, peft_config, args)
+        self._max_length = getattr(args, "max_length", None)
+        config = getattr(model, "config", None)
+        self._is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        self._task_names: list[str] = []
+        self._exact_loss: ExactLoss | None = None
+        self._side: dict[str, torch.Tensor] = {}
+        text_rows = has_text_rows(train_dataset) or has_text_rows(eval_dataset)
+        train_dataset = self._prepare_rows(train_dataset, processing_class)
+        if isinstance(train_dataset, Dataset):
+            self._task_names = list(train_dataset.features["task"].names)
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {
+                n: self._prepare_rows(d, processing_class, n)
+                for n, d in eval_dataset.items()
+            }
+        else:
+            eval_dataset = self._prepare_rows(eval_dataset, processing_class, "eval")
+        if data_collator is None and text_rows:
+            data_collator = DataCollatorForSeq2Seq(processing_class, padding=True)
+        parent: Any = super()
+        parent.__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            *rest,
+            **kwargs,
+        )
+        self.data_collator: Any = TaskDataCollator(self.data_collator)
+        if not shifts_labels(self.model):
+            # BERT- and T5-like losses take **kwargs but ignore num_items_in_batch: with accumulation their gradient
+            # would come out too large.
+            self.model_accepts_loss_kwargs = False
+        kept = getattr(self.args, "meta_checkpoints", [])
+        if kept:
+            if self.args.save_total_limit is not None:
+                raise ModelError(
+                    "save_total_limit would delete meta checkpoints: unset it, or set meta_checkpoints=[]"
+                )
+            self.add_callback(MetaCheckpointCallback(kept))
+
+    def _prepare_rows(
+        self, rows: Any, tokenizer: PreTrainedTokenizerBase | None, name: str = "train"
+    ) -> Any:
+        """Combine and tokenize rows; anything that is not a `datasets` object passes through untouched."""
+        if isinstance(rows, Dataset):
+            if "task" not in rows.column_names:
+                rows = combine_tasks({name: rows})
+        elif not isinstance(rows, Mapping):
+            return rows
+        combined = combine_tasks(rows)
+        if (
+            "input_ids" in combined.column_names
+            or "prompt" not in combined.column_names
+        ):
+            return combined
+        if tokenizer is None:
+            raise DataError("text rows need a tokenizer: pass processing_class")
+        return tokenize_rows(
+            combined, tokenizer, self._max_length, self._is_encoder_decoder
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            parent: Any = super()
+            parent._set_signature_columns_if_needed()
+            self._signature_columns: list[str] = [
+                *self._signature_columns,
+                *SIDE_COLUMNS,
+            ]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = getattr(self.args, "sampler", "proportional")
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if sampler == "proportional":  # exactly what Trainer does
+            parent: Any = super()
+            return parent._get_train_sampler(train_dataset)
+        seed = (
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        )
+        return MultitaskSampler(
+            rows["task"], sampler, self.args.sampler_temperature, seed
+        )
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take the side columns off the batch, leave the loss to the Trainer, and record exact losses in evaluation."""
+        side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs} or self._side
+        inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
+        parent: Any = super()
+        if (
+            self._exact_loss is None
+            or model.training
+            or "labels" not in inputs
+            or "sample_idx" not in side
+        ):
+            return parent.compute_loss(model, inputs, *args, **kwargs)
+        labels = inputs["labels"]
+        loss, outputs = parent.compute_loss(
+            model, inputs, *args, **{**kwargs, "return_outputs": True}
+        )
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+        if isinstance(logits, torch.Tensor):
+            exact = sample_objectives(logits, labels, shifts_labels(self.model))
+            self._exact_loss.add(side, exact.loss, exact.num_tokens)
+        return (loss, outputs) if kwargs.get("return_outputs") else loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Keep side columns away from `generate`."""
+        self._side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs}
+        inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
+        parent: Any = super()
+        try:
+            return parent.prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            self._side = {}
+
+    def evaluate(
+        self, eval_dataset: Any = None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        """As in Trainer; datasets given here are tokenized like those given to the constructor."""
+        if isinstance(eval_dataset, Dataset):
+            eval_dataset = self._prepare_rows(
+                eval_dataset, self.processing_class, "eval"
+            )
+        parent: Any = super()
+        metrics: dict[str, float] = parent.evaluate(eval_dataset, *args, **kwargs)
+        return metrics
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        *args: Any,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> Any:
+        """As in Trainer, with exact losses: Σ token losses ÷ Σ tokens whatever the batch size, and one per task."""
+        custom_loss = (
+            self.compute_loss_func is not None or self.label_smoother is not None
+        )
+        self._exact_loss = None if custom_loss else ExactLoss()
+        parent: Any = super()
+        output = parent.evaluation_loop(
+            dataloader,
+            description,
+            *args,
+            metric_key_prefix=metric_key_prefix,
+            **kwargs,
+        )
+        features = getattr(dataloader.dataset, "features", None)
+        if self._exact_loss is not None and features is not None and "task" in features:
+            output.metrics.update(
+                self._exact_loss.metrics(metric_key_prefix, features["task"].names)
+            )
+        self._exact_loss = None
+        return output
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        # training_args.bin is a pickle of the arguments: a Hub token must not be in it.
+        token, self.args.hub_token = self.args.hub_token, None
+        parent: Any = super()
+        try:
+            parent._save(*args, **kwargs)
+        finally:
+            self.args.hub_token = token
+
+    def collect_gradients(
+        self,
+        checkpoint: str | int | None = None,
+        output_dir: str | Path | None = None,
+        *,
+        batch_size: int | None = None,
+        **collator_options: Any,
+    ) -> GradientStore:
+        """Collect the gradients of all training rows and of the eval rows (as the `dev` split).
+
+        Args:
+            checkpoint: a kept meta checkpoint (`half`, `end` or a step) to expand at; None is the model as it is now.
+            output_dir: the store's folder; by default `gradients/checkpoint-<step>` beside the checkpoints.
+            batch_size: samples per forward pass; the eval batch size by default.
+            collator_options: keyword arguments of `GradientCollator`.
+
+        Returns:
+            The finished store, on every rank.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        step = self.state.global_step
+        if checkpoint is not None:
+            step = checkpoint_step(checkpoint, self.state.max_steps)
+            load_adapter_weights(
+                model, Path(self.args.output_dir) / f"checkpoint-{step}"
+            )
+        folder = Path(
+            output_dir
+            or Path(self.args.output_dir) / "gradients" / f"checkpoint-{step}"
+        )
+        collator = GradientCollator(
+            self.data_collator.data_collator, **collator_options
+        )
+        return collator.collect(
+            model,
+            self._gradient_splits(),
+            folder,
+            batch_size=batch_size or self.args.per_device_eval_batch_size,
+            description=f"gradients at step {step}",
+        )
+
+    def _gradient_splits(self) -> dict[str, Dataset]:
+        if not isinstance(self.train_dataset, Dataset):
+            raise DataError(
+                "gradients need map-style `datasets` data: streaming datasets are refused"
+            )
+        dev = self.eval_dataset
+        parts = [dev] if isinstance(dev, Dataset) else list(dev.values()) if dev else []
+        names = list(self._task_names)
+        names += [
+            n for part in parts for n in part.features["task"].names if n not in names
+        ]
+        splits = {"train": combine_tasks(self.train_dataset, names)}
+        if parts:
+            named = [
+                combine_tasks(part, names).remove_columns("sample_idx")
+                for part in parts
+            ]
+            joined = combine_tasks(
+                concatenate_datasets(named), names, first_idx=len(self.train_dataset)
+            )
+            splits["dev"] = joined
+        return splits
+
+
+def has_text_rows(rows: Any) -> bool:
+    """Say whether rows (or any of a mapping's) are text that is still to be tokenized."""
+    if isinstance(rows, Mapping):
+        return any(has_text_rows(part) for part in rows.values())
+    columns = getattr(rows, "column_names", None) or []
+    return "prompt" in columns and "input_ids" not in columns
+
+
+def add_adapter(model: Any, peft_config: PeftConfig, args: Any) -> PeftModel:
+    """Add a fresh LoRA adapter, initialised from the training seed.
+
+    Raises:
+        ModelError: when the model has an adapter already.
+    """
+    if isinstance(model, PeftModel):
+        raise ModelError(
+            "peft_config was given for a model that already has an adapter: give one or the other"
+        )
+    set_seed(getattr(args, "seed", 42))
+    return get_peft_model(model, peft_config)
+
+
+class TaskSelectionTrainer(TaskSelectionMixin, Trainer):
+    """`transformers.Trainer` with tasks; see `TaskSelectionMixin` for what it adds."""
+
+
+class Seq2SeqTaskSelectionTrainer(TaskSelectionMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with tasks; see `TaskSelectionMixin` for what it adds."""
