@@ -24,6 +24,4 @@ def load_adapter_weights(model: PeftModel, folder: str | Path) -> None:
     result = set_peft_model_state_dict(model, load_file(path))
     missing = [key for key in result.missing_keys if "lora_" in key]
     if result.unexpected_keys or missing:
-        raise ModelError(
-            f"the adapter at {folder} does not fit the model: {[*result.unexpected_keys, *missing][0]!r}"
-        )
+        raise ModelError(f"the adapter at {folder} does not fit the model: {[*result.unexpected_keys, *missing][0]!r}")

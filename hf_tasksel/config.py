@@ -90,13 +90,9 @@ class TargetConfig(TaskConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.task:
-            raise ConfigError(
-                "target.task is missing: name the task whose loss you want to lower"
-            )
+            raise ConfigError("target.task is missing: name the task whose loss you want to lower")
         if self.leakage not in ("error", "drop"):
-            raise ConfigError(
-                f"target.leakage must be 'error' or 'drop', not {self.leakage!r}"
-            )
+            raise ConfigError(f"target.leakage must be 'error' or 'drop', not {self.leakage!r}")
 
 
 @dataclass
@@ -192,15 +188,11 @@ class RunConfig:
         """
         config = build_dataclass(cls, values, where="")
         if not config.tasks:
-            raise ConfigError(
-                "tasks is empty: list at least one source of training rows"
-            )
+            raise ConfigError("tasks is empty: list at least one source of training rows")
         return config
 
     @classmethod
-    def from_yaml(
-        cls, path: str | Path, overrides: list[str] | None = None
-    ) -> RunConfig:
+    def from_yaml(cls, path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         """Read a YAML file and apply `--dotted.key value` overrides.
 
         Raises:
@@ -211,9 +203,7 @@ class RunConfig:
         except FileNotFoundError:
             raise ConfigError(f"there is no configuration file {str(path)!r}") from None
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"{path} is not valid YAML: {' '.join(str(error).split())}"
-            ) from None
+            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold a mapping of configuration keys")
         for key, value in parse_overrides(overrides or []):
@@ -229,35 +219,20 @@ def build_dataclass(cls: type, values: Any, where: str) -> Any:
     """Build dataclass `cls` from a mapping; `where` is the dotted path used in messages."""
     prefix = f"{where}." if where else ""
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{where or 'the configuration'} must be a mapping of keys, not {values!r}"
-        )
+        raise ConfigError(f"{where or 'the configuration'} must be a mapping of keys, not {values!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = get_type_hints(cls)
     for key in values:
         if key not in fields:
-            raise ConfigError(
-                f"unknown key {prefix}{key}{did_you_mean(str(key), fields)}"
-            )
-    arguments = {
-        key: convert_value(hints[key], value, prefix + key)
-        for key, value in values.items()
-    }
+            raise ConfigError(f"unknown key {prefix}{key}{did_you_mean(str(key), fields)}")
+    arguments = {key: convert_value(hints[key], value, prefix + key) for key, value in values.items()}
     for name, f in fields.items():
-        if (
-            name not in values
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-        ):
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{name} is missing")
     try:
         return cls(**arguments)
     except ConfigError as error:
-        raise (
-            error
-            if not where or str(error).startswith(where)
-            else ConfigError(f"{where}: {error}")
-        ) from None
+        raise (error if not where or str(error).startswith(where) else ConfigError(f"{where}: {error}")) from None
 
 
 def convert_value(hint: Any, value: Any, where: str) -> Any:
@@ -269,23 +244,15 @@ def convert_value(hint: Any, value: Any, where: str) -> Any:
         base = get_origin(option) or option
         if dataclasses.is_dataclass(base):
             return build_dataclass(base, value, where)
-        if base is Any or (
-            isinstance(value, base)
-            and not (base in (int, float) and isinstance(value, bool))
-        ):
+        if base is Any or (isinstance(value, base) and not (base in (int, float) and isinstance(value, bool))):
             return value
-        if (
-            base is float
-            and isinstance(value, (int, str))
-            and not isinstance(value, bool)
-        ):
+        if base is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             try:  # YAML 1.1 reads 2e-4 (no dot) as a string
                 return float(value)
             except ValueError:
                 pass
     expected = " or ".join(
-        "null" if o is type(None) else getattr(get_origin(o) or o, "__name__", str(o))
-        for o in options
+        "null" if o is type(None) else getattr(get_origin(o) or o, "__name__", str(o)) for o in options
     )
     raise ConfigError(f"{where} must be {expected}, not {value!r}")
 
@@ -296,9 +263,7 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
     while rest:
         key = rest.pop(0)
         if not key.startswith("--"):
-            raise ConfigError(
-                f"unexpected argument {key!r}: overrides look like --dotted.key value"
-            )
+            raise ConfigError(f"unexpected argument {key!r}: overrides look like --dotted.key value")
         key, separator, value = key[2:].partition("=")
         if not separator:
             if not rest:
@@ -330,13 +295,8 @@ def keyword_arguments(cls: type, values: dict[str, Any], where: str) -> dict[str
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in known:
-            raise ConfigError(
-                f"unknown key {where}.{key}{did_you_mean(str(key), known)}"
-            )
-    return {
-        key: as_number(value) if isinstance(value, str) else value
-        for key, value in values.items()
-    }
+            raise ConfigError(f"unknown key {where}.{key}{did_you_mean(str(key), known)}")
+    return {key: as_number(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
 def as_number(text: str) -> Any:
@@ -362,11 +322,7 @@ def expand_files(pattern: str) -> list[str]:
     Raises:
         ConfigError: when nothing matches.
     """
-    files = sorted(
-        f for f in glob.glob(resolve_path(pattern), recursive=True) if os.path.isfile(f)
-    )
+    files = sorted(f for f in glob.glob(resolve_path(pattern), recursive=True) if os.path.isfile(f))
     if not files:
-        raise ConfigError(
-            f"tasks.from: no file matches {pattern!r} (relative to {os.getcwd()})"
-        )
+        raise ConfigError(f"tasks.from: no file matches {pattern!r} (relative to {os.getcwd()})")
     return files

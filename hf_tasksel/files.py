@@ -22,9 +22,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise TaskSelectionError(
-            f"cannot write {path}: {error.strerror or error}"
-        ) from error
+        raise TaskSelectionError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -33,9 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, values: Any) -> None:
     """Write plain values as indented UTF-8 JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
@@ -47,6 +43,4 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise TaskSelectionError(
-            f"{path} is not valid JSON ({error.msg} at line {error.lineno})"
-        ) from None
+        raise TaskSelectionError(f"{path} is not valid JSON ({error.msg} at line {error.lineno})") from None

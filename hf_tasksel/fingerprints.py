@@ -38,9 +38,7 @@ def model_fingerprint(model: torch.nn.Module) -> dict[str, str]:
         if not parameter.requires_grad:
             flat = flat[:: max(1, flat.numel() // SAMPLED_VALUES)]
         data = flat.float().cpu().numpy().tobytes()
-        (adapter if parameter.requires_grad else base).append(
-            short_hash(name, str(tuple(parameter.shape)), data)
-        )
+        (adapter if parameter.requires_grad else base).append(short_hash(name, str(tuple(parameter.shape)), data))
     return {"base_model": short_hash(*base), "adapter": short_hash(*adapter)}
 
 
@@ -49,8 +47,6 @@ def data_fingerprint(datasets: Mapping[str, Dataset]) -> str:
     parts: list[str | bytes] = []
     for split, dataset in datasets.items():
         parts.append(f"{split}/{len(dataset)}/{dataset.features['task'].names}")
-        for row in dataset.select_columns(
-            ["input_ids", "labels", "task", "sample_idx"]
-        ).to_list():
+        for row in dataset.select_columns(["input_ids", "labels", "task", "sample_idx"]).to_list():
             parts.append(json.dumps(row, sort_keys=True))
     return short_hash(*parts)

@@ -37,9 +37,7 @@ class RowFormat:
     required: tuple[str, ...]
     optional: tuple[str, ...]
     template: str
-    complete: Callable[
-        [dict[str, Any]], tuple[str, str]
-    ]  # fields -> (completion, answer)
+    complete: Callable[[dict[str, Any]], tuple[str, str]]  # fields -> (completion, answer)
 
 
 def complete_chain_of_thought(row: dict[str, Any]) -> tuple[str, str]:
@@ -49,9 +47,7 @@ def complete_chain_of_thought(row: dict[str, Any]) -> tuple[str, str]:
     if not answer:
         return "", ""
     return (
-        f" {rationale} The answer is {answer}."
-        if rationale
-        else f" The answer is {answer}.",
+        f" {rationale} The answer is {answer}." if rationale else f" The answer is {answer}.",
         answer,
     )
 
@@ -95,9 +91,7 @@ def spaced(value: Any) -> str:
     return f" {text(value)}" if text(value) else ""
 
 
-def detect_format(
-    column_names: list[str], mapping: Mapping[str, str], task: str
-) -> str:
+def detect_format(column_names: list[str], mapping: Mapping[str, str], task: str) -> str:
     """Name the format whose required fields the columns hold.
 
     Raises:
@@ -167,17 +161,10 @@ def format_fields(
     template: str | None,
 ) -> Dataset:
     """Fill the prompt template and the completion of a plain-text format."""
-    if (
-        format == "classification"
-        and "label" not in columns
-        and "label_name" in dataset.column_names
-    ):
+    if format == "classification" and "label" not in columns and "label_name" in dataset.column_names:
         columns["label"] = "label_name"
     row_format = FORMATS[format]
-    source = {
-        field: columns.get(field, field)
-        for field in (*row_format.required, *row_format.optional)
-    }
+    source = {field: columns.get(field, field) for field in (*row_format.required, *row_format.optional)}
     for field in row_format.required:
         require_column(dataset, source[field], field, format, task)
     if format == "chain_of_thought" and not {
@@ -185,30 +172,20 @@ def format_fields(
         source["answer"],
     } & set(dataset.column_names):
         require_column(dataset, source["answer"], "answer", format, task)
-    present = {
-        field: column
-        for field, column in source.items()
-        if column in dataset.column_names
-    }
+    present = {field: column for field, column in source.items() if column in dataset.column_names}
     prompt_template = template or row_format.template
     if template is None and "input" in source and "input" not in present:
         prompt_template = prompt_template.replace("Input: {input}\n", "")
     label_feature = dataset.features.get(present.get("label", ""))
-    label_name = (
-        label_feature.int2str if isinstance(label_feature, ClassLabel) else None
-    )
+    label_name = label_feature.int2str if isinstance(label_feature, ClassLabel) else None
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         fields = {field: row[column] for field, column in present.items()}
         if label_name is not None and fields["label"] is not None:
-            fields["label"] = (
-                label_name(fields["label"]) if fields["label"] >= 0 else None
-            )
+            fields["label"] = label_name(fields["label"]) if fields["label"] >= 0 else None
         completion, answer = row_format.complete(fields)
         try:
-            prompt = prompt_template.format(
-                **{k: text(v, strip=k != "prompt") for k, v in fields.items()}
-            )
+            prompt = prompt_template.format(**{k: text(v, strip=k != "prompt") for k, v in fields.items()})
         except (KeyError, IndexError, ValueError) as error:
             raise DataError(
                 f"task {task!r}: the template {prompt_template!r} does not fit the fields {sorted(fields)}: {error!r}"
@@ -228,9 +205,7 @@ def format_fields(
     )
 
 
-def require_column(
-    dataset: Dataset, column: str, field: str, format: str, task: str
-) -> None:
+def require_column(dataset: Dataset, column: str, field: str, format: str, task: str) -> None:
     """Raise `DataError` when a needed column is not in the dataset."""
     if column not in dataset.column_names:
         raise DataError(
@@ -244,10 +219,7 @@ def format_messages(dataset: Dataset, column: str, task: str) -> Dataset:
     require_column(dataset, column, "messages", "messages", task)
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
-        turns = [
-            {"role": text(m["role"]), "content": text(m["content"], strip=False)}
-            for m in row[column] or []
-        ]
+        turns = [{"role": text(m["role"]), "content": text(m["content"], strip=False)} for m in row[column] or []]
         while turns and turns[-1]["role"] != "assistant":
             turns.pop()
         completion = turns.pop()["content"] if turns else ""
@@ -284,9 +256,7 @@ def tokenize_rows(
     """
     has_chat = "messages" in dataset.column_names and any(dataset["messages"])
     if has_chat and tokenizer.chat_template is None:
-        raise DataError(
-            "tasks with `messages` need a tokenizer with a chat template; this one has none"
-        )
+        raise DataError("tasks with `messages` need a tokenizer with a chat template; this one has none")
     encode = encode_sequence_to_sequence if is_encoder_decoder else encode_causal
     text_columns = [c for c in CANONICAL_FEATURES if c in dataset.column_names]
 
@@ -296,15 +266,11 @@ def tokenize_rows(
     return dataset.map(convert, remove_columns=text_columns, desc="tokenize")
 
 
-def render(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, str, bool]:
+def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
     """Return prompt text, prompt + completion text, and whether the text already holds its special tokens."""
     if row.get("messages"):
         turns = list(row["messages"])
-        prompt = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         answer = {"role": "assistant", "content": row["completion"]}
         return (
             prompt,
@@ -325,10 +291,7 @@ def encode_causal(
     if eos is not None and not special and (not input_ids or input_ids[-1] != eos):
         input_ids = [*input_ids, eos]
     start = 0
-    while (
-        start < min(len(prompt_ids), len(input_ids))
-        and prompt_ids[start] == input_ids[start]
-    ):
+    while start < min(len(prompt_ids), len(input_ids)) and prompt_ids[start] == input_ids[start]:
         start += 1
     if max_length is not None and len(input_ids) > max_length:
         cut = min(len(input_ids) - max_length, start)
@@ -344,15 +307,11 @@ def encode_sequence_to_sequence(
 ) -> dict[str, list[int]]:
     """Encode one row for an encoder-decoder: the prompt is the input, the completion the labels."""
     prompt, _, special = render(row, tokenizer)
-    limit: dict[str, Any] = (
-        {"truncation": True, "max_length": max_length} if max_length is not None else {}
-    )
+    limit: dict[str, Any] = {"truncation": True, "max_length": max_length} if max_length is not None else {}
     input_ids = tokenizer(prompt, add_special_tokens=not special, **limit)["input_ids"]
     return {
         "input_ids": input_ids,
-        "labels": tokenizer(text_target=row["completion"].strip(), **limit)[
-            "input_ids"
-        ],
+        "labels": tokenizer(text_target=row["completion"].strip(), **limit)["input_ids"],
     }
 
 

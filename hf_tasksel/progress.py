@@ -11,9 +11,7 @@ from .distributed import distributed_rank
 
 
 @contextlib.contextmanager
-def progress_bar(
-    total: int, description: str, unit: str = "sample"
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, description: str, unit: str = "sample") -> Iterator[Callable[[int], None]]:
     """Yield a function that advances the bar by a count."""
     rank, _ = distributed_rank()
     with tqdm(

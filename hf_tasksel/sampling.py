@@ -36,9 +36,7 @@ class MultitaskSampler(Sampler[int]):
         seed: int = 0,
     ):
         if strategy not in SAMPLERS:
-            raise ValueError(
-                f"sampler {strategy!r} is not one of {', '.join(SAMPLERS)}"
-            )
+            raise ValueError(f"sampler {strategy!r} is not one of {', '.join(SAMPLERS)}")
         self.task_ids = np.asarray(task_ids)
         self.strategy = strategy
         self.temperature = temperature
@@ -62,9 +60,7 @@ class MultitaskSampler(Sampler[int]):
             members = np.flatnonzero(self.task_ids == task)
             places = np.flatnonzero(order == task)
             rounds = -(-len(places) // len(members))
-            draws = np.concatenate(
-                [rng.permutation(members) for _ in range(rounds)] or [members[:0]]
-            )
+            draws = np.concatenate([rng.permutation(members) for _ in range(rounds)] or [members[:0]])
             result[places] = draws[: len(places)]
         return iter(result.tolist())
 

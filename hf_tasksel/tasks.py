@@ -49,14 +49,8 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Return one sentence for each thing that a user should know."""
-        dropped = [
-            f"{n} rows of {t!r} without a completion were left out"
-            for t, n in self.empty_completions.items()
-        ]
-        leaked = [
-            f"{n} rows of {t!r} were left out: they are also target rows"
-            for t, n in self.leaked.items()
-        ]
+        dropped = [f"{n} rows of {t!r} without a completion were left out" for t, n in self.empty_completions.items()]
+        leaked = [f"{n} rows of {t!r} were left out: they are also target rows" for t, n in self.leaked.items()]
         return dropped + leaked
 
 
@@ -83,9 +77,7 @@ class TaskSplits:
 def task_names(dataset: Dataset) -> list[str]:
     """Return the names behind the `task` column of a combined dataset, leaving out those without rows."""
     present = set(dataset.unique("task"))
-    return [
-        name for i, name in enumerate(dataset.features["task"].names) if i in present
-    ]
+    return [name for i, name in enumerate(dataset.features["task"].names) if i in present]
 
 
 def combine_tasks(
@@ -109,9 +101,7 @@ def combine_tasks(
         combined = join_tasks(tasks, names)
     if "sample_idx" in combined.column_names:
         return combined
-    return combined.add_column(
-        "sample_idx", np.arange(first_idx, first_idx + len(combined))
-    )
+    return combined.add_column("sample_idx", np.arange(first_idx, first_idx + len(combined)))
 
 
 def label_tasks(dataset: Dataset, names: list[str] | None) -> Dataset:
@@ -121,11 +111,7 @@ def label_tasks(dataset: Dataset, names: list[str] | None) -> Dataset:
     feature = dataset.features["task"]
     if isinstance(feature, ClassLabel) and names in (None, feature.names):
         return dataset
-    values = (
-        [feature.int2str(v) for v in dataset["task"]]
-        if isinstance(feature, ClassLabel)
-        else dataset["task"]
-    )
+    values = [feature.int2str(v) for v in dataset["task"]] if isinstance(feature, ClassLabel) else dataset["task"]
     names = names or list(dict.fromkeys(str(v) for v in values))
     unknown = sorted({str(v) for v in values} - set(names))
     if unknown:
@@ -146,18 +132,14 @@ def join_tasks(tasks: Mapping[str, Dataset], names: list[str] | None) -> Dataset
         if len(rows) == 0:
             raise DataError(f"task {name!r} is empty: remove it or give it rows")
         if name not in labels.names:
-            raise DataError(
-                f"task {name!r} is not one of the known tasks {labels.names}"
-            )
+            raise DataError(f"task {name!r} is not one of the known tasks {labels.names}")
         if set(rows.column_names) != set(first.column_names):
             raise DataError(
                 f"tasks must have the same columns, but {first_name!r} has {sorted(first.column_names)} and {name!r} "
                 f"has {sorted(rows.column_names)}"
             )
         rows = rows.remove_columns("task") if "task" in rows.column_names else rows
-        parts.append(
-            rows.add_column("task", [labels.str2int(name)] * len(rows), feature=labels)
-        )
+        parts.append(rows.add_column("task", [labels.str2int(name)] * len(rows), feature=labels))
     return concatenate_datasets(parts)
 
 
@@ -180,42 +162,41 @@ def load_tasks(config: RunConfig) -> TaskSplits:
     report.rows = {name: len(rows) for name, rows in tasks.items()}
     names = list(tasks)
     train = combine_tasks(tasks, names)
-    target_names = (
-        names if config.target.task in names else [*names, config.target.task]
-    )
+    target_names = names if config.target.task in names else [*names, config.target.task]
     dev = combine_tasks({config.target.task: dev}, target_names, first_idx=len(train))
-    test = combine_tasks(
-        {config.target.task: test}, target_names, first_idx=len(train) + len(dev)
-    )
+    test = combine_tasks({config.target.task: test}, target_names, first_idx=len(train) + len(dev))
     return TaskSplits(train, dev, test, config.target.task, report)
 
 
 def task_entries(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Expand the `tasks` section into one mapping of plain options per task (or per dataset with a task column)."""
     if "from" not in tasks:
-        return {
-            name: dict(entry) if isinstance(entry, dict) else {"dataset": entry}
-            for name, entry in tasks.items()
-        }
+        return {name: dict(entry) if isinstance(entry, dict) else {"dataset": entry} for name, entry in tasks.items()}
     options = dict(tasks)
     pattern, exclude, include = (
         options.pop("from"),
         options.pop("exclude", []),
         options.pop("include", None),
     )
-    entries = {
-        file_task_name(f): {"dataset": f, **options} for f in expand_files(str(pattern))
-    }
+    entries = {file_task_name(f): {"dataset": f, **options} for f in expand_files(str(pattern))}
     for name in [*exclude, *(include or [])]:
         if name not in entries:
             raise ConfigError(
                 f"tasks.exclude/include names {name!r}, which `from` did not find{did_you_mean(name, entries)}"
             )
-    return {
-        n: e
-        for n, e in entries.items()
-        if n not in exclude and (include is None or n in include)
-    }
+    return {n: e for n, e in entries.items() if n not in exclude and (include is None or n in include)}
+
+
+def hub_datasets(config: RunConfig) -> list[str]:
+    """Return the Hub ids among the datasets that a run names, in order; local files are left out."""
+    names = [entry.get("dataset") for entry in task_entries(config.tasks).values()]
+    names += [config.target.dataset, config.target.dev_dataset, config.target.test_dataset]
+    return list(dict.fromkeys(n for n in names if n and not is_local_file(n)))
+
+
+def is_local_file(dataset: str) -> bool:
+    """Say whether a `dataset` entry is a file and not a Hub id."""
+    return os.path.splitext(resolve_path(dataset).removesuffix(".gz"))[1] in FILE_LOADERS
 
 
 def file_task_name(path: str) -> str:
@@ -233,11 +214,7 @@ def load_entry(name: str, entry: dict[str, Any], seed: int) -> dict[str, Dataset
     config: TaskConfig = build_dataclass(TaskConfig, options, where=f"tasks.{name}")
     rows = load_rows(config, name)
     if task_column is None:
-        return {
-            name: sample_rows(
-                format_config(rows, config, name), config.max_samples, seed, name
-            )
-        }
+        return {name: sample_rows(format_config(rows, config, name), config.max_samples, seed, name)}
     if task_column not in rows.column_names:
         raise DataError(
             f"tasks.{name}: task_column {task_column!r} is not a column{did_you_mean(task_column, rows.column_names)}; "
@@ -246,13 +223,9 @@ def load_entry(name: str, entry: dict[str, Any], seed: int) -> dict[str, Dataset
     feature, values = rows.features[task_column], np.asarray(rows[task_column])
     parts = {}
     for value in dict.fromkeys(values.tolist()):
-        part_name = (
-            feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
-        )
+        part_name = feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
         part = rows.select(np.flatnonzero(values == value))
-        parts[part_name] = sample_rows(
-            format_config(part, config, part_name), config.max_samples, seed, part_name
-        )
+        parts[part_name] = sample_rows(format_config(part, config, part_name), config.max_samples, seed, part_name)
     return parts
 
 
@@ -268,17 +241,13 @@ def load_rows(config: TaskConfig, task: str) -> Dataset:
         DataError: with the file and, where it can be told, the line that is wrong.
     """
     if not config.dataset:
-        raise DataError(
-            f"task {task!r} has no `dataset`: give a local file or a Hub id"
-        )
+        raise DataError(f"task {task!r} has no `dataset`: give a local file or a Hub id")
     path = resolve_path(config.dataset)
     extension = os.path.splitext(path.removesuffix(".gz"))[1]
     if extension in FILE_LOADERS:
         return load_file(path, FILE_LOADERS[extension], task)
     try:
-        return load_dataset(
-            path, config.name, split=config.split, revision=config.revision
-        )
+        return load_dataset(path, config.name, split=config.split, revision=config.revision)
     except Exception as error:
         raise DataError(
             f"task {task!r}: dataset {config.dataset!r} (split {config.split!r}) could not be loaded: {first_line(error)}"
@@ -288,16 +257,12 @@ def load_rows(config: TaskConfig, task: str) -> Dataset:
 def load_file(path: str, loader: str, task: str) -> Dataset:
     """Load a local file with `datasets`; on failure look for the line that is to blame."""
     if not os.path.isfile(path):
-        raise DataError(
-            f"task {task!r}: there is no file {path!r} (relative to {os.getcwd()})"
-        )
+        raise DataError(f"task {task!r}: there is no file {path!r} (relative to {os.getcwd()})")
     try:
         return load_dataset(loader, data_files=path, split="train")
     except Exception as error:
         blame = blame_json_line(path) if loader == "json" else None
-        raise DataError(
-            f"task {task!r}: {path} could not be read: {blame or first_line(error)}"
-        ) from error
+        raise DataError(f"task {task!r}: {path} could not be read: {blame or first_line(error)}") from error
 
 
 def blame_json_line(path: str) -> str | None:
@@ -354,9 +319,7 @@ def split_target(
 ) -> tuple[Dataset, Dataset]:
     """Return the target's dev and test rows, and put what is left of it into `tasks` (or take it out of them)."""
     rows = target_rows(tasks, target, report)
-    dev = ready_rows(
-        target, target.dev_dataset, target.dev_split, target.dev_samples, seed, report
-    )
+    dev = ready_rows(target, target.dev_dataset, target.dev_split, target.dev_samples, seed, report)
     test = ready_rows(
         target,
         target.test_dataset,
@@ -374,33 +337,21 @@ def split_target(
             "wanted: lower target.dev_samples and target.test_samples, or give dev_dataset and test_dataset"
         )
     if rows is not None:
-        order = np.random.default_rng(
-            [seed, zlib.crc32(target.task.encode())]
-        ).permutation(len(rows))
+        order = np.random.default_rng([seed, zlib.crc32(target.task.encode())]).permutation(len(rows))
         dev = rows.select(np.sort(order[:wanted_dev])) if dev is None else dev
-        test = (
-            rows.select(np.sort(order[wanted_dev : wanted_dev + wanted_test]))
-            if test is None
-            else test
-        )
+        test = rows.select(np.sort(order[wanted_dev : wanted_dev + wanted_test])) if test is None else test
         rest = np.sort(order[wanted_dev + wanted_test :])
         if target.include_in_training and len(rest):
             tasks[target.task] = rows.select(rest)
     assert dev is not None and test is not None
     if len(dev) == 0:
-        raise DataError(
-            f"target {target.task!r} has no dev rows: set target.dev_samples to at least 1"
-        )
+        raise DataError(f"target {target.task!r} has no dev rows: set target.dev_samples to at least 1")
     if not tasks:
-        raise DataError(
-            "there is no task to select from besides the target's dev and test rows"
-        )
+        raise DataError("there is no task to select from besides the target's dev and test rows")
     return dev, test
 
 
-def target_rows(
-    tasks: dict[str, Dataset], target: TargetConfig, report: DataReport
-) -> Dataset | None:
+def target_rows(tasks: dict[str, Dataset], target: TargetConfig, report: DataReport) -> Dataset | None:
     """Return the rows that the target's splits are cut from, or None when both splits come from elsewhere."""
     if target.dataset is not None:
         if target.task in tasks:
@@ -414,9 +365,7 @@ def target_rows(
         )
     if target.task in tasks:
         return tasks.pop(target.task)
-    if (target.dev_dataset or target.dev_split) and (
-        target.test_dataset or target.test_split
-    ):
+    if (target.dev_dataset or target.dev_split) and (target.test_dataset or target.test_split):
         return None
     raise DataError(
         f"target {target.task!r} is not one of the tasks{did_you_mean(target.task, tasks)} and has no dataset: "
@@ -435,9 +384,7 @@ def ready_rows(
     """Load a ready-made dev or test set of the target, or return None when there is none."""
     if dataset is None and split is None:
         return None
-    source = replace(
-        target, dataset=dataset or target.dataset, split=split or target.split
-    )
+    source = replace(target, dataset=dataset or target.dataset, split=split or target.split)
     rows = drop_empty(
         format_config(load_rows(source, target.task), source, target.task),
         target.task,
@@ -461,9 +408,7 @@ def find_leakage(
             report.leaked[name] = len(rows) - len(keep)
             tasks[name] = rows.select(keep)
             if not keep and target.leakage == "drop":
-                raise DataError(
-                    f"task {name!r} is empty: all its rows are also target dev or test rows"
-                )
+                raise DataError(f"task {name!r} is empty: all its rows are also target dev or test rows")
     if report.leaked and target.leakage == "error":
         name, count = next(iter(report.leaked.items()))
         raise DataError(

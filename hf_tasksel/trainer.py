@@ -47,9 +47,7 @@ class MetaCheckpointCallback(TrainerCallback):
         **kwargs: Any,
     ) -> TrainerControl:
         """Ask for a save at the kept steps."""
-        if state.global_step in {
-            checkpoint_step(c, state.max_steps) for c in self.checkpoints
-        }:
+        if state.global_step in {checkpoint_step(c, state.max_steps) for c in self.checkpoints}:
             control.should_save = True
         return control
 
@@ -91,10 +89,7 @@ class ExactLoss:
         means = {name: loss / tokens for name, (loss, tokens) in sums.items() if tokens}
         if len(means) == 2:
             return {f"{prefix}_loss": means[""]}
-        return {
-            f"{prefix}_{name}_loss" if name else f"{prefix}_loss": mean
-            for name, mean in means.items()
-        }
+        return {f"{prefix}_{name}_loss" if name else f"{prefix}_loss": mean for name, mean in means.items()}
 
 
 class TaskSelectionMixin:
@@ -140,10 +135,7 @@ class TaskSelectionMixin:
         if isinstance(train_dataset, Dataset):
             self._task_names = list(train_dataset.features["task"].names)
         if isinstance(eval_dataset, Mapping):
-            eval_dataset = {
-                n: self._prepare_rows(d, processing_class, n)
-                for n, d in eval_dataset.items()
-            }
+            eval_dataset = {n: self._prepare_rows(d, processing_class, n) for n, d in eval_dataset.items()}
         else:
             eval_dataset = self._prepare_rows(eval_dataset, processing_class, "eval")
         if data_collator is None and text_rows:
@@ -172,9 +164,7 @@ class TaskSelectionMixin:
                 )
             self.add_callback(MetaCheckpointCallback(kept))
 
-    def _prepare_rows(
-        self, rows: Any, tokenizer: PreTrainedTokenizerBase | None, name: str = "train"
-    ) -> Any:
+    def _prepare_rows(self, rows: Any, tokenizer: PreTrainedTokenizerBase | None, name: str = "train") -> Any:
         """Combine and tokenize rows; anything that is not a `datasets` object passes through untouched."""
         if isinstance(rows, Dataset):
             if "task" not in rows.column_names:
@@ -182,16 +172,11 @@ class TaskSelectionMixin:
         elif not isinstance(rows, Mapping):
             return rows
         combined = combine_tasks(rows)
-        if (
-            "input_ids" in combined.column_names
-            or "prompt" not in combined.column_names
-        ):
+        if "input_ids" in combined.column_names or "prompt" not in combined.column_names:
             return combined
         if tokenizer is None:
             raise DataError("text rows need a tokenizer: pass processing_class")
-        return tokenize_rows(
-            combined, tokenizer, self._max_length, self._is_encoder_decoder
-        )
+        return tokenize_rows(combined, tokenizer, self._max_length, self._is_encoder_decoder)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -208,38 +193,25 @@ class TaskSelectionMixin:
         if sampler == "proportional":  # exactly what Trainer does
             parent: Any = super()
             return parent._get_train_sampler(train_dataset)
-        seed = (
-            self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        )
-        return MultitaskSampler(
-            rows["task"], sampler, self.args.sampler_temperature, seed
-        )
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return MultitaskSampler(rows["task"], sampler, self.args.sampler_temperature, seed)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Take the side columns off the batch, leave the loss to the Trainer, and record exact losses in evaluation."""
         side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs} or self._side
         inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
         parent: Any = super()
-        if (
-            self._exact_loss is None
-            or model.training
-            or "labels" not in inputs
-            or "sample_idx" not in side
-        ):
+        if self._exact_loss is None or model.training or "labels" not in inputs or "sample_idx" not in side:
             return parent.compute_loss(model, inputs, *args, **kwargs)
         labels = inputs["labels"]
-        loss, outputs = parent.compute_loss(
-            model, inputs, *args, **{**kwargs, "return_outputs": True}
-        )
+        loss, outputs = parent.compute_loss(model, inputs, *args, **{**kwargs, "return_outputs": True})
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
         if isinstance(logits, torch.Tensor):
             exact = sample_objectives(logits, labels, shifts_labels(self.model))
             self._exact_loss.add(side, exact.loss, exact.num_tokens)
         return (loss, outputs) if kwargs.get("return_outputs") else loss
 
-    def prediction_step(
-        self, model: Any, inputs: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Keep side columns away from `generate`."""
         self._side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs}
         inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
@@ -249,14 +221,10 @@ class TaskSelectionMixin:
         finally:
             self._side = {}
 
-    def evaluate(
-        self, eval_dataset: Any = None, *args: Any, **kwargs: Any
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in Trainer; datasets given here are tokenized like those given to the constructor."""
         if isinstance(eval_dataset, Dataset):
-            eval_dataset = self._prepare_rows(
-                eval_dataset, self.processing_class, "eval"
-            )
+            eval_dataset = self._prepare_rows(eval_dataset, self.processing_class, "eval")
         parent: Any = super()
         metrics: dict[str, float] = parent.evaluate(eval_dataset, *args, **kwargs)
         return metrics
@@ -270,9 +238,7 @@ class TaskSelectionMixin:
         **kwargs: Any,
     ) -> Any:
         """As in Trainer, with exact losses: Σ token losses ÷ Σ tokens whatever the batch size, and one per task."""
-        custom_loss = (
-            self.compute_loss_func is not None or self.label_smoother is not None
-        )
+        custom_loss = self.compute_loss_func is not None or self.label_smoother is not None
         self._exact_loss = None if custom_loss else ExactLoss()
         parent: Any = super()
         output = parent.evaluation_loop(
@@ -284,9 +250,7 @@ class TaskSelectionMixin:
         )
         features = getattr(dataloader.dataset, "features", None)
         if self._exact_loss is not None and features is not None and "task" in features:
-            output.metrics.update(
-                self._exact_loss.metrics(metric_key_prefix, features["task"].names)
-            )
+            output.metrics.update(self._exact_loss.metrics(metric_key_prefix, features["task"].names))
         self._exact_loss = None
         return output
 
@@ -322,16 +286,9 @@ class TaskSelectionMixin:
         step = self.state.global_step
         if checkpoint is not None:
             step = checkpoint_step(checkpoint, self.state.max_steps)
-            load_adapter_weights(
-                model, Path(self.args.output_dir) / f"checkpoint-{step}"
-            )
-        folder = Path(
-            output_dir
-            or Path(self.args.output_dir) / "gradients" / f"checkpoint-{step}"
-        )
-        collator = GradientCollator(
-            self.data_collator.data_collator, **collator_options
-        )
+            load_adapter_weights(model, Path(self.args.output_dir) / f"checkpoint-{step}")
+        folder = Path(output_dir or Path(self.args.output_dir) / "gradients" / f"checkpoint-{step}")
+        collator = GradientCollator(self.data_collator.data_collator, **collator_options)
         return collator.collect(
             model,
             self._gradient_splits(),
@@ -342,24 +299,15 @@ class TaskSelectionMixin:
 
     def _gradient_splits(self) -> dict[str, Dataset]:
         if not isinstance(self.train_dataset, Dataset):
-            raise DataError(
-                "gradients need map-style `datasets` data: streaming datasets are refused"
-            )
+            raise DataError("gradients need map-style `datasets` data: streaming datasets are refused")
         dev = self.eval_dataset
         parts = [dev] if isinstance(dev, Dataset) else list(dev.values()) if dev else []
         names = list(self._task_names)
-        names += [
-            n for part in parts for n in part.features["task"].names if n not in names
-        ]
+        names += [n for part in parts for n in part.features["task"].names if n not in names]
         splits = {"train": combine_tasks(self.train_dataset, names)}
         if parts:
-            named = [
-                combine_tasks(part, names).remove_columns("sample_idx")
-                for part in parts
-            ]
-            joined = combine_tasks(
-                concatenate_datasets(named), names, first_idx=len(self.train_dataset)
-            )
+            named = [combine_tasks(part, names).remove_columns("sample_idx") for part in parts]
+            joined = combine_tasks(concatenate_datasets(named), names, first_idx=len(self.train_dataset))
             splits["dev"] = joined
         return splits
 
@@ -379,9 +327,7 @@ def add_adapter(model: Any, peft_config: PeftConfig, args: Any) -> PeftModel:
         ModelError: when the model has an adapter already.
     """
     if isinstance(model, PeftModel):
-        raise ModelError(
-            "peft_config was given for a model that already has an adapter: give one or the other"
-        )
+        raise ModelError("peft_config was given for a model that already has an adapter: give one or the other")
     set_seed(getattr(args, "seed", 42))
     return get_peft_model(model, peft_config)
 

@@ -26,16 +26,12 @@ class TaskSelectionMixinConfig:
         default="proportional",
         metadata={"help": "Multitask sampler.", "choices": list(SAMPLERS)},
     )
-    sampler_temperature: float = field(
-        default=2.0, metadata={"help": "Temperature of the temperature sampler."}
-    )
+    sampler_temperature: float = field(default=2.0, metadata={"help": "Temperature of the temperature sampler."})
     meta_checkpoints: list[str] = field(
         default_factory=lambda: ["half", "end"],
         metadata={"help": "Checkpoints to keep: half, end, or steps."},
     )
-    max_length: int | None = field(
-        default=1024, metadata={"help": "Longest sequence in tokens."}
-    )
+    max_length: int | None = field(default=1024, metadata={"help": "Longest sequence in tokens."})
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import huggingface_hub
 import pytest
-from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -20,6 +20,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from hub_server import HubServer
 
 REPO = "tester/demo"
 FOLDER = {
@@ -90,9 +92,12 @@ def test_a_dataset_can_be_pushed_and_loaded(hub: HubServer, tmp_path: Path):
         assert load_dataset("tester/mixture", split="train", revision="rows").to_dict() == rows
     """
     environment = {**os.environ, **hub.environment(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", "\n".join(map(str.strip, code.splitlines()))], env=environment)
-    assert run.returncode == 0
-    assert "data/train-00000-of-00001.parquet" in hub.files("tester/mixture", "dataset")
+    command = [sys.executable, "-c", dedent(code)]
+    client = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert client.returncode == 0, client.stderr
+    rows = "data/train-00000-of-00001.parquet"
+    assert rows in hub.files("tester/mixture", "dataset")
+    assert any(entry.path.endswith(f"/{rows}") for entry in hub.log)
 
 
 def test_a_repository_is_created_once_and_can_be_deleted(hub: HubServer, api: HfApi):
@@ -115,7 +120,7 @@ def test_a_name_stands_for_one_repository_of_each_type(hub: HubServer, api: HfAp
 
 def test_a_token_names_its_user(hub: HubServer, api: HfApi):
     assert api.whoami()["name"] == hub.user
-    with pytest.raises(HfHubHTTPError, match="401"):
+    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
         api.whoami(token="hf_unknown")
 
 
@@ -225,6 +230,5 @@ def test_a_client_outlives_a_failing_server(hub: HubServer, api: HfApi):
 
 
 def test_an_unknown_endpoint_is_said_to_be_unknown(hub: HubServer):
-    assert status(f"{hub.url}/api/models/{REPO}/unknown") == 401
     assert status(f"{hub.url}/api/unknown") == 404
     assert hub.log[-1] == ("GET", "/api/unknown", 404)

@@ -31,23 +31,15 @@ class TaskDataCollator:
     It touches no model, so that it may run in DataLoader workers.
     """
 
-    def __init__(
-        self, data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    ) -> None:
+    def __init__(self, data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.data_collator = data_collator
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        side = {
-            c: torch.tensor([f[c] for f in features])
-            for c in SIDE_COLUMNS
-            if c in features[0]
-        }
+        side = {c: torch.tensor([f[c] for f in features]) for c in SIDE_COLUMNS if c in features[0]}
         rest = [{k: v for k, v in f.items() if k not in SIDE_COLUMNS} for f in features]
         return {**self.data_collator(rest), **side}
 
-    def __getattr__(
-        self, name: str
-    ) -> Any:  # a trainer may ask the wrapped collator for its tokenizer
+    def __getattr__(self, name: str) -> Any:  # a trainer may ask the wrapped collator for its tokenizer
         if name == "data_collator" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.data_collator, name)
@@ -89,13 +81,9 @@ class GradientCollator(TaskDataCollator):
         super().__init__(data_collator)
         unknown = [o for o in objectives if o not in OBJECTIVES]
         if unknown or not objectives:
-            raise ConfigError(
-                f"gradients.objectives {list(objectives)} must be a choice of {list(OBJECTIVES)}"
-            )
+            raise ConfigError(f"gradients.objectives {list(objectives)} must be a choice of {list(OBJECTIVES)}")
         if dtype not in ("float16", "float32"):
-            raise ConfigError(
-                f"gradients.dtype must be float16 or float32, not {dtype!r}"
-            )
+            raise ConfigError(f"gradients.dtype must be float16 or float32, not {dtype!r}")
         self.objectives = list(objectives)
         self.projection = make_projection(projection, dim, seed)
         self.dtype = dtype
@@ -173,9 +161,7 @@ class GradientCollator(TaskDataCollator):
         advance: Callable[[int], None],
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         by_length = positions[np.argsort(rows.lengths[positions], kind="stable")[::-1]]
-        batches = [
-            by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)
-        ]
+        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
         results = []
         for batch in batches:
             features = [rows.feature(position) for position in batch]
@@ -187,15 +173,8 @@ class GradientCollator(TaskDataCollator):
             ("loss", "loss"),
             ("num_tokens", "num_tokens"),
         ):
-            columns[name] = (
-                torch.cat([getattr(r.objectives, attribute) for r in results])
-                .cpu()
-                .numpy()
-            )
-        gradients = {
-            o: torch.cat([r.gradients[o] for r in results]).cpu().numpy()
-            for o in self.objectives
-        }
+            columns[name] = torch.cat([getattr(r.objectives, attribute) for r in results]).cpu().numpy()
+        gradients = {o: torch.cat([r.gradients[o] for r in results]).cpu().numpy() for o in self.objectives}
         return columns, gradients
 
     def gradients(self, model: torch.nn.Module, batch: dict[str, Any]) -> GradientBatch:
@@ -207,19 +186,13 @@ class GradientCollator(TaskDataCollator):
             DataError: for packed or padding-free batches, and for samples without answer tokens.
         """
         device = trainable_parameters(model)[0].device
-        inputs = {
-            k: v.to(device)
-            for k, v in batch.items()
-            if k not in SIDE_COLUMNS and isinstance(v, Tensor)
-        }
+        inputs = {k: v.to(device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
         labels = inputs["labels"]
         sketch = torch.zeros(len(labels), self.projection.dim, device=device)
 
         def sink(name: str, gradient: Tensor) -> None:
             if len(gradient) != len(labels):
-                raise DataError(
-                    "gradients need one sample per batch row: packed and padding-free batches are refused"
-                )
+                raise DataError("gradients need one sample per batch row: packed and padding-free batches are refused")
             self.projection.add(sketch, name, gradient.to(sketch.dtype))
 
         with (
@@ -227,16 +200,12 @@ class GradientCollator(TaskDataCollator):
             torch.enable_grad(),
             PerSampleGradients(model, sink),
         ):
-            objectives = sample_objectives(
-                forward_logits(model, inputs), labels, shifts_labels(model)
-            )
+            objectives = sample_objectives(forward_logits(model, inputs), labels, shifts_labels(model))
             self._check_finite(batch, objectives.loss, "loss")
             gradients = {}
             for objective in self.objectives:
                 sketch = torch.zeros_like(sketch)
-                objectives.get(objective).sum().backward(
-                    retain_graph=objective != self.objectives[-1]
-                )
+                objectives.get(objective).sum().backward(retain_graph=objective != self.objectives[-1])
                 self._check_finite(batch, sketch.sum(1), f"{objective} gradient")
                 gradients[objective] = sketch
         model.zero_grad(set_to_none=True)
@@ -263,28 +232,15 @@ class SampleTable:
 
     def __init__(self, datasets: Mapping[str, Dataset]) -> None:
         self.datasets = datasets
-        self.splits = np.concatenate(
-            [np.full(len(d), s, dtype=object) for s, d in datasets.items()]
-        )
-        self.sample_idx = np.concatenate(
-            [np.asarray(d["sample_idx"]) for d in datasets.values()]
-        )
+        self.splits = np.concatenate([np.full(len(d), s, dtype=object) for s, d in datasets.items()])
+        self.sample_idx = np.concatenate([np.asarray(d["sample_idx"]) for d in datasets.values()])
         if len(np.unique(self.sample_idx)) != len(self.sample_idx):
-            raise DataError(
-                "sample_idx must be unique over all splits; some occur twice"
-            )
-        self.lengths = np.concatenate(
-            [[len(x) for x in d["input_ids"]] for d in datasets.values()]
-        )
+            raise DataError("sample_idx must be unique over all splits; some occur twice")
+        self.lengths = np.concatenate([[len(x) for x in d["input_ids"]] for d in datasets.values()])
         names = [d.features["task"].names for d in datasets.values()]
         self.task_names = max(names, key=len)
         self.tasks = np.concatenate(
-            [
-                np.asarray(d.features["task"].names, dtype=object)[
-                    np.asarray(d["task"])
-                ]
-                for d in datasets.values()
-            ]
+            [np.asarray(d.features["task"].names, dtype=object)[np.asarray(d["task"])] for d in datasets.values()]
         )
         self._starts = np.cumsum([0, *[len(d) for d in datasets.values()]])
 
@@ -298,9 +254,7 @@ class SampleTable:
     def feature(self, position: int) -> dict[str, Any]:
         """Return one tokenized row."""
         part = int(np.searchsorted(self._starts, position, side="right")) - 1
-        row: dict[str, Any] = list(self.datasets.values())[part][
-            int(position - self._starts[part])
-        ]
+        row: dict[str, Any] = list(self.datasets.values())[part][int(position - self._starts[part])]
         return row
 
     def columns(self, positions: np.ndarray) -> dict[str, Any]:

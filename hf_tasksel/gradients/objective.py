@@ -44,9 +44,7 @@ class LogOdds(torch.autograd.Function):
         (grad,) = grads
         result = torch.empty_like(logits)
         for rows in row_chunks(logits):
-            share = (
-                logits[rows].to(others.dtype) - others[rows, None]
-            ).exp_()  # of each other token among the others
+            share = (logits[rows].to(others.dtype) - others[rows, None]).exp_()  # of each other token among the others
             share.neg_().scatter_(1, labels[rows, None], 1.0)
             result[rows] = (share * grad[rows, None]).to(result.dtype)
         return result, None

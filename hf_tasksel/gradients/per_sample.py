@@ -83,9 +83,7 @@ class PerSampleGradients:
     def _attach(self, name: str, module: nn.Module) -> set[int]:
         if isinstance(module, LoraLayer):
             if module.merged or module.disable_adapters:
-                raise ModelError(
-                    f"the adapter of {name!r} is merged or disabled: unmerge and enable it first"
-                )
+                raise ModelError(f"the adapter of {name!r} is merged or disabled: unmerge and enable it first")
             if isinstance(module, LoraEmbedding):
                 return self._attach_embedding(module)
             return set()
@@ -94,9 +92,7 @@ class PerSampleGradients:
             "Linear",
             "NonDynamicallyQuantizableLinear",
         ):
-            self._handles.append(
-                module.register_forward_hook(self._linear_hook(module))
-            )
+            self._handles.append(module.register_forward_hook(self._linear_hook(module)))
             return {id(p) for p in parameters}
         return set()
 
@@ -112,11 +108,7 @@ class PerSampleGradients:
         return {id(a), id(b)}
 
     def _refuse_uncovered(self, covered: set[int]) -> None:
-        missing = [
-            p
-            for p in self.model.parameters()
-            if p.requires_grad and id(p) not in covered
-        ]
+        missing = [p for p in self.model.parameters() if p.requires_grad and id(p) not in covered]
         if missing:
             names = [self._names[id(p)] for p in missing]
             raise ModelError(
@@ -131,12 +123,8 @@ class PerSampleGradients:
         has_bias = linear.bias is not None and linear.bias.requires_grad
         bias = self._names[id(linear.bias)] if has_bias else None
 
-        def forward(
-            module: nn.Module, args: tuple[Tensor, ...], output: Tensor
-        ) -> None:
-            if (
-                not output.requires_grad
-            ):  # the first, gradient-free run of a re-entrant checkpoint
+        def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:  # the first, gradient-free run of a re-entrant checkpoint
                 return
             x = args[0].detach()
 
@@ -152,9 +140,7 @@ class PerSampleGradients:
         return forward
 
     def _embedding_hook(self, name_a: str, name_b: str) -> Callable[..., None]:
-        def forward(
-            layer: LoraEmbedding, args: tuple[Tensor, ...], output: Tensor
-        ) -> None:
+        def forward(layer: LoraEmbedding, args: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:
                 return
             ids = args[0].detach()
@@ -174,16 +160,10 @@ class PerSampleGradients:
 
 def positions(x: Tensor) -> Tensor:
     """View (batch, ..., features) as (batch, positions, features), at least in float32."""
-    return (
-        x.detach()
-        .reshape(x.shape[0], -1, x.shape[-1])
-        .to(torch.promote_types(x.dtype, torch.float32))
-    )
+    return x.detach().reshape(x.shape[0], -1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
 
 
-def embedding_gradients(
-    layer: LoraEmbedding, adapter: str, ids: Tensor, grad: Tensor
-) -> Iterable[Tensor]:
+def embedding_gradients(layer: LoraEmbedding, adapter: str, ids: Tensor, grad: Tensor) -> Iterable[Tensor]:
     """Per-sample gradients of an embedding's LoRA factors A (rank, vocabulary) and B (features, rank)."""
     a, b = (
         layer.lora_embedding_A[adapter].detach(),
@@ -199,8 +179,6 @@ def embedding_gradients(
     padding = layer.get_base_layer().padding_idx
     if padding is not None:
         through_b = through_b * (ids != padding)[..., None]
-    grad_a = torch.zeros(
-        ids.shape[0], a.shape[1], a.shape[0], dtype=g.dtype, device=g.device
-    )
+    grad_a = torch.zeros(ids.shape[0], a.shape[1], a.shape[0], dtype=g.dtype, device=g.device)
     grad_a.scatter_add_(1, ids[..., None].expand_as(through_b), through_b)
     return grad_a.transpose(1, 2), grad_b

@@ -72,11 +72,7 @@ class CountSketch(Projection):
         if key not in self._maps:
             generator = self.generator(name)
             place = torch.randint(self.dim, (size,), generator=generator)
-            sign = (
-                torch.randint(2, (size,), generator=generator, dtype=torch.int8)
-                .mul_(2)
-                .sub_(1)
-            )
+            sign = torch.randint(2, (size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
             self._maps[key] = place.to(device), sign.to(device)
         return self._maps[key]
 
@@ -92,16 +88,8 @@ class Rademacher(Projection):
         generator = self.generator(name)
         for start in range(0, flat.shape[1], self.block):
             part = flat[:, start : start + self.block]
-            signs = (
-                torch.randint(
-                    2, (part.shape[1], self.dim), generator=generator, dtype=torch.int8
-                )
-                .mul_(2)
-                .sub_(1)
-            )
-            sketch.add_(
-                part @ signs.to(part.device, part.dtype), alpha=1 / math.sqrt(self.dim)
-            )
+            signs = torch.randint(2, (part.shape[1], self.dim), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+            sketch.add_(part @ signs.to(part.device, part.dtype), alpha=1 / math.sqrt(self.dim))
 
 
 class Identity(Projection):
@@ -121,9 +109,7 @@ class Identity(Projection):
         sketch[:, self._offsets[name] : self._offsets[name] + flat.shape[1]] += flat
 
 
-PROJECTIONS: dict[str, type[Projection]] = {
-    cls.kind: cls for cls in (CountSketch, Rademacher, Identity)
-}
+PROJECTIONS: dict[str, type[Projection]] = {cls.kind: cls for cls in (CountSketch, Rademacher, Identity)}
 
 
 def make_projection(kind: str, dim: int, seed: int) -> Projection:
@@ -133,7 +119,5 @@ def make_projection(kind: str, dim: int, seed: int) -> Projection:
         ConfigError: for an unknown name.
     """
     if kind not in PROJECTIONS:
-        raise ConfigError(
-            f"projection {kind!r} is not one of {sorted(PROJECTIONS)}{did_you_mean(kind, PROJECTIONS)}"
-        )
+        raise ConfigError(f"projection {kind!r} is not one of {sorted(PROJECTIONS)}{did_you_mean(kind, PROJECTIONS)}")
     return PROJECTIONS[kind](dim=dim, seed=seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,22 +125,14 @@ class GradientStore:
                 f"gradients.objectives including {objective!r}"
             )
         column = f"{objective}_gradient"
-        parts = [
-            shard[column].combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
-            for shard in self._shards
-        ]
+        parts = [shard[column].combine_chunks().flatten().to_numpy().reshape(-1, self.dim) for shard in self._shards]
         return np.concatenate(parts)[self._order]
 
     def to_dataset(self) -> Dataset:
         """Open the store as a `datasets.Dataset`."""
         from datasets import Dataset, concatenate_datasets
 
-        return concatenate_datasets(
-            [
-                Dataset.from_file(str(self.path / name))
-                for name in self.manifest["shards"]
-            ]
-        )
+        return concatenate_datasets([Dataset.from_file(str(self.path / name)) for name in self.manifest["shards"]])
 
     def verify(self) -> None:
         """Recompute every checksum.
@@ -185,22 +177,16 @@ class GradientStore:
         }
         if not gradients:
             raise StoreError("from_arrays needs loss_gradient or log_odds_gradient")
-        lengths = {
-            len(x) for x in (task, split, value, loss, num_tokens, *gradients.values())
-        }
+        lengths = {len(x) for x in (task, split, value, loss, num_tokens, *gradients.values())}
         if len(lengths) != 1:
-            raise StoreError(
-                f"from_arrays needs columns of one length, not {sorted(lengths)}"
-            )
+            raise StoreError(f"from_arrays needs columns of one length, not {sorted(lengths)}")
         first = next(iter(gradients.values()))
         writer = StoreWriter(
             output_dir,
             fingerprint={"source": "arrays"},
             dim=first.shape[1],
             objectives=list(gradients),
-            dtype=str(
-                first.dtype if first.dtype == np.float16 else np.dtype(np.float32)
-            ),
+            dtype=str(first.dtype if first.dtype == np.float16 else np.dtype(np.float32)),
             task_names=list(dict.fromkeys(map(str, task))),
         )
         columns = {
@@ -283,9 +269,7 @@ class StoreWriter:
                     f"{columns['task'][bad[0]]!r} is not finite as {dtype}: set gradients.dtype to float32, or look at "
                     "the sample"
                 )
-            arrays[f"{objective}_gradient"] = pa.FixedSizeListArray.from_arrays(
-                pa.array(cast.ravel()), cast.shape[1]
-            )
+            arrays[f"{objective}_gradient"] = pa.FixedSizeListArray.from_arrays(pa.array(cast.ravel()), cast.shape[1])
         table = pa.table(arrays, schema=self._schema())
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -302,8 +286,7 @@ class StoreWriter:
     def _schema(self) -> pa.Schema:
         number = pa.from_numpy_dtype(np.dtype(str(self.manifest["dtype"])))
         gradients = [
-            (f"{o}_gradient", pa.list_(number, int(self.manifest["dim"])))
-            for o in self.manifest["objectives"]
+            (f"{o}_gradient", pa.list_(number, int(self.manifest["dim"]))) for o in self.manifest["objectives"]
         ]
         names = [
             ("sample_idx", pa.int64()),
@@ -348,9 +331,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         StoreError: when there is none, or it is of another format version.
     """
     if not (path / MANIFEST_FILE).is_file():
-        raise StoreError(
-            f"there is no gradient store at {path}: run `hf-tasksel collect` first"
-        )
+        raise StoreError(f"there is no gradient store at {path}: run `hf-tasksel collect` first")
     manifest = read_json(path / MANIFEST_FILE)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise StoreError(
@@ -387,30 +368,18 @@ def read_shard(path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_stream(source).read_all()
     except FileNotFoundError:
-        raise StoreError(
-            f"the gradient store lacks the shard {path}: collect again"
-        ) from None
+        raise StoreError(f"the gradient store lacks the shard {path}: collect again") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(
-            f"the shard {path} is damaged ({error}): delete it and collect again"
-        ) from None
+        raise StoreError(f"the shard {path} is damaged ({error}): delete it and collect again") from None
 
 
 def check_shard(path: Path) -> None:
     """Raise `StoreError` when a shard's content does not have the checksum in its name."""
     try:
         with open(path, "rb") as file:
-            digest = (
-                hashlib.file_digest(file, "sha256").hexdigest()[:16]
-                if hasattr(hashlib, "file_digest")
-                else ""
-            )
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else ""
             digest = digest or hashlib.sha256(file.read()).hexdigest()[:16]
     except FileNotFoundError:
-        raise StoreError(
-            f"the gradient store lacks the shard {path}: collect again"
-        ) from None
+        raise StoreError(f"the gradient store lacks the shard {path}: collect again") from None
     if path.stem.rsplit("-", 1)[1] != digest:
-        raise StoreError(
-            f"the shard {path} is damaged (its checksum differs): delete it and collect again"
-        )
+        raise StoreError(f"the shard {path} is damaged (its checksum differs): delete it and collect again")

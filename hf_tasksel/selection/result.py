@@ -94,17 +94,13 @@ class SelectionResult:
         return cls.from_dict(read_json(path))
 
     @classmethod
-    def from_pretrained(
-        cls, repo_id_or_path: str, revision: str | None = None
-    ) -> SelectionResult:
+    def from_pretrained(cls, repo_id_or_path: str, revision: str | None = None) -> SelectionResult:
         """Read the selection of a pushed model from the Hub, or from a local folder."""
         if Path(repo_id_or_path).exists():
             return cls.load(repo_id_or_path)
         from huggingface_hub import hf_hub_download
 
-        return cls.load(
-            hf_hub_download(repo_id_or_path, SELECTION_FILE, revision=revision)
-        )
+        return cls.load(hf_hub_download(repo_id_or_path, SELECTION_FILE, revision=revision))
 
     def plot(self, path: str | Path) -> None:
         """Draw the selection path and the effect of each task into a PNG file."""

@@ -1,0 +1,16 @@
+.PHONY: quality style test quickstart
+
+quality:  ## what must hold before a change is accepted
+	ruff format --check .
+	ruff check .
+	mypy
+
+style:  ## repair what can be repaired
+	ruff check --fix .
+	ruff format .
+
+test:
+	pytest
+
+quickstart:  ## every stage on a tiny model, on a CPU
+	hf-tasksel run recipes/quickstart.yaml

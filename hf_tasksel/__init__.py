@@ -1,0 +1,58 @@
+"""Estimate, from one training run and one gradient pass, what any subset of tasks would do for a target; then choose."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+_LOCATIONS = {
+    "TaskSelectionConfig": "training_args",
+    "Seq2SeqTaskSelectionConfig": "training_args",
+    "TaskSelectionTrainer": "trainer",
+    "Seq2SeqTaskSelectionTrainer": "trainer",
+    "TaskSelectionMixin": "trainer",
+    "GradientCollator": "gradients.collator",
+    "GradientStore": "gradients.store",
+    "SubsetEstimator": "estimation.estimator",
+    "measure_fidelity": "estimation.fidelity",
+    "forward_selection": "selection.search",
+    "backward_elimination": "selection.search",
+    "random_ensemble": "selection.search",
+    "SelectionResult": "selection.result",
+    "RunConfig": "config",
+    "load_tasks": "tasks",
+    "fine_tune": "fine_tuning",
+    "run": "pipeline",
+}
+__all__ = [*_LOCATIONS, "__version__"]
+
+if TYPE_CHECKING:
+    from .config import RunConfig as RunConfig
+    from .estimation.estimator import SubsetEstimator as SubsetEstimator
+    from .estimation.fidelity import measure_fidelity as measure_fidelity
+    from .fine_tuning import fine_tune as fine_tune
+    from .gradients.collator import GradientCollator as GradientCollator
+    from .gradients.store import GradientStore as GradientStore
+    from .pipeline import run as run
+    from .selection.result import SelectionResult as SelectionResult
+    from .selection.search import backward_elimination as backward_elimination
+    from .selection.search import forward_selection as forward_selection
+    from .selection.search import random_ensemble as random_ensemble
+    from .tasks import load_tasks as load_tasks
+    from .trainer import Seq2SeqTaskSelectionTrainer as Seq2SeqTaskSelectionTrainer
+    from .trainer import TaskSelectionMixin as TaskSelectionMixin
+    from .trainer import TaskSelectionTrainer as TaskSelectionTrainer
+    from .training_args import Seq2SeqTaskSelectionConfig as Seq2SeqTaskSelectionConfig
+    from .training_args import TaskSelectionConfig as TaskSelectionConfig
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOCATIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LOCATIONS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,162 @@
+"""The final fine-tune: the pretrained base once on the union of the chosen tasks, through TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig, PeftConfig, TaskType, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+
+from .config import resolve_path
+from .errors import ConfigError, DataError, did_you_mean
+from .formatting import tokenize_rows
+from .models import DEFAULT_LORA
+from .selection.result import SelectionResult
+from .tasks import combine_tasks, task_names
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A finished fine-tune.
+
+    Attributes:
+        output_dir: folder with the adapter, the tokenizer and `selection.json`.
+        tasks: the tasks it was trained on.
+        train_samples: number of training rows.
+        seconds: wall-clock time of the training.
+    """
+
+    output_dir: Path
+    tasks: list[str]
+    train_samples: int
+    seconds: float
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Push adapter, card and evidence in one commit; see `hub.push` for the options. Returns the address."""
+        from .hub import push
+
+        return push(self.output_dir, repo_id, **options)
+
+
+def fine_tune(
+    model: str | PreTrainedModel,
+    tasks: Dataset | DatasetDict | Mapping[str, Dataset],
+    selection: SelectionResult | Sequence[str],
+    args: Any,
+    *,
+    peft_config: PeftConfig | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> TunedModel:
+    """Fine-tune the pretrained base on the union of the chosen tasks and save the adapter.
+
+    Args:
+        model: the pretrained base: Hub id, folder, or a loaded model without adapter (which is changed).
+        tasks: all tasks, as text rows (`prompt`, `completion`) or tokenized (`input_ids`, `labels`).
+        selection: what to train on: a selection, or task names.
+        args: `trl.SFTConfig` for a decoder, `Seq2SeqTrainingArguments` for an encoder-decoder.
+        peft_config: LoRA configuration; r 16, alpha 32 on all linear layers if None.
+        processing_class: the tokenizer; loaded with the model if None.
+
+    Raises:
+        ConfigError: for an unknown task name.
+        DataError: when the union is empty.
+    """
+    chosen = list(selection.selected if isinstance(selection, SelectionResult) else selection)
+    base, tokenizer = load_pair(model, processing_class)
+    is_encoder_decoder = bool(base.config.is_encoder_decoder)
+    rows = union_rows(combine_tasks(tasks), chosen)
+    if "input_ids" not in rows.column_names:
+        rows = tokenize_rows(rows, tokenizer, getattr(args, "max_length", None), is_encoder_decoder)
+    rows = rows.select_columns(["input_ids", "labels"])
+    if peft_config is None:
+        task_type = TaskType.SEQ_2_SEQ_LM if is_encoder_decoder else TaskType.CAUSAL_LM
+        peft_config = LoraConfig(**DEFAULT_LORA, task_type=task_type)
+    trainer = make_trainer(base, args, rows, tokenizer, peft_config)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    output_dir = Path(args.output_dir)
+    trainer.model.save_pretrained(str(output_dir), is_main_process=trainer.is_world_process_zero())
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(str(output_dir))
+        if isinstance(selection, SelectionResult):
+            selection.save(output_dir)
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        (output_dir / "training_log.json").write_text(json.dumps(history) + "\n", encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    return TunedModel(output_dir, chosen, len(rows), seconds)
+
+
+def load_pair(
+    model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return base and tokenizer, loading what is given by name."""
+    name = resolve_path(model) if isinstance(model, str) else model.config._name_or_path
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(model, str):
+        is_encoder_decoder = AutoConfig.from_pretrained(name).is_encoder_decoder
+        cls = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+        model = cls.from_pretrained(name)
+    assert isinstance(model, PreTrainedModel)
+    return model, tokenizer
+
+
+def union_rows(rows: Dataset, chosen: Sequence[str]) -> Dataset:
+    """Return the rows of the chosen tasks, in their original order.
+
+    Raises:
+        ConfigError: for an unknown task name.
+        DataError: when nothing is chosen.
+    """
+    known = task_names(rows)
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"unknown task {name!r}{did_you_mean(name, known)}; the tasks are {known}")
+    ids = [rows.features["task"].str2int(name) for name in chosen]
+    positions = np.flatnonzero(np.isin(np.asarray(rows["task"]), ids))
+    if not len(positions):
+        raise DataError("no task is selected: there is nothing to fine-tune on")
+    return rows.select(positions)
+
+
+def make_trainer(
+    base: PreTrainedModel, args: Any, rows: Dataset, tokenizer: PreTrainedTokenizerBase, peft_config: PeftConfig
+) -> Any:
+    """Return TRL's SFTTrainer for a decoder, transformers' Seq2SeqTrainer for an encoder-decoder."""
+    if base.config.is_encoder_decoder:
+        if not isinstance(args, Seq2SeqTrainingArguments):
+            raise ConfigError("an encoder-decoder is fine-tuned with Seq2SeqTrainingArguments, not SFTConfig")
+        set_seed(args.seed)
+        trainer = Seq2SeqTrainer(
+            model=get_peft_model(base, peft_config),
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        )
+        trainer.model_accepts_loss_kwargs = False  # T5's loss ignores num_items_in_batch
+        return trainer
+    from trl import SFTTrainer
+
+    return SFTTrainer(model=base, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=peft_config)

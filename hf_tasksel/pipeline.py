@@ -1,0 +1,383 @@
+"""The stages in order. Each reads what the one before left on disk, and is skipped when its result is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from .adapters import ADAPTER_FILE, load_adapter_weights
+from .arguments import comparisons, fine_tuning_arguments, meta_arguments
+from .config import RunConfig
+from .distributed import barrier, distributed_rank
+from .errors import TaskSelectionError
+from .estimation.estimator import SubsetEstimator
+from .estimation.surrogates import surrogate_class
+from .evaluation import EvaluationRow, answer_accuracy, mean_loss
+from .files import atomic_path, read_json, write_json
+from .fine_tuning import fine_tune
+from .fingerprints import data_fingerprint, value_fingerprint
+from .formatting import tokenize_rows
+from .gradients.collator import GradientCollator
+from .models import add_lora, load_adapter, load_base, load_model_config, load_tokenizer, lora_config
+from .plots import plot_selection
+from .report import push_final, write_report
+from .run_record import RunRecord, versions
+from .selection.result import SELECTION_FILE, SelectionResult
+from .selection.search import SEARCHES, check_method
+from .stores import checkpoint_steps, run_stores, store_path
+from .tasks import TaskSplits, load_tasks, report_dict
+from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
+from .training_args import checkpoint_step
+
+EVALUATION_FILE = "evaluation.json"
+ESTIMATES_FILE = "estimates.parquet"
+
+
+class Run:
+    """One run: its configuration, its folder, and the data and models that stages share (loaded when first needed).
+
+    Args:
+        config: the run configuration.
+        say: where messages go, on the first rank.
+
+    Raises:
+        ConfigError: when any section holds an unknown key or a refused value.
+        TaskSelectionError: when the output folder cannot be written.
+    """
+
+    def __init__(self, config: RunConfig, say: Callable[[str], None] = print) -> None:
+        self.config = config
+        self.output_dir = Path(config.output_dir)
+        self._say = say
+        check_method(config.selection.method)
+        surrogate_class(config.estimator.surrogate)
+        self.compare_with = comparisons(config)
+        self.is_encoder_decoder = bool(load_model_config(config).is_encoder_decoder)
+        lora_config(config, self.is_encoder_decoder)
+        # Building the arguments also starts the process group of a distributed launch.
+        self.meta_args = meta_arguments(config, str(self.output_dir / "meta"), self.is_encoder_decoder)
+        self.final_args = fine_tuning_arguments(config, str(self.output_dir / "final"), self.is_encoder_decoder)
+        self.record = RunRecord(self.output_dir)
+        barrier()
+        self.record.update(config=config.to_dict(), versions=versions())
+
+    def say(self, message: str) -> None:
+        """Tell the user, once per launch."""
+        if distributed_rank()[0] == 0:
+            self._say(message)
+
+    @cached_property
+    def splits(self) -> TaskSplits:
+        """The run's data; what was left out is said and kept on record."""
+        splits = load_tasks(self.config)
+        for line in splits.report.lines():
+            self.say(f"data: {line}")
+        self.record.update(data=report_dict(splits.report))
+        return splits
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return load_tokenizer(self.config)
+
+    @cached_property
+    def tokenized(self) -> dict[str, Dataset]:
+        """`train`, `dev` and `test` rows as tokens."""
+        options = (self.tokenizer, self.config.max_length, self.is_encoder_decoder)
+        parts = {"train": self.splits.train, "dev": self.splits.dev, "test": self.splits.test}
+        return {name: tokenize_rows(rows, *options) for name, rows in parts.items()}
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Hash of all tokens."""
+        return data_fingerprint(self.tokenized)
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """Return everything that a stage's result depends on, as plain values."""
+        c = self.config
+        base = {
+            "model_name_or_path": c.model_name_or_path,
+            "model_revision": c.model_revision,
+            "dtype": c.dtype,
+            "quantization": c.quantization,
+            "seed": c.seed,
+            "lora": c.lora,
+            "data": self.data_fingerprint,
+        }
+        if stage == "meta":
+            return {**base, "meta": c.meta, "checkpoints": [str(x) for x in c.gradients.checkpoints]}
+        if stage == "select":
+            sections = {"estimator": c.estimator, "selection": c.selection}
+            return {"meta": self.record.fingerprint("meta")} | {k: dataclasses.asdict(v) for k, v in sections.items()}
+        return {**base, "meta": c.meta, "fine_tuning": c.fine_tuning, "generation": c.generation}
+
+
+def meta_train(run: Run) -> None:
+    """Multitask LoRA training of the base on all tasks; leaves `meta/` with the kept checkpoints.
+
+    A training that was interrupted goes on from its last checkpoint.
+    """
+    settings = run.settings("meta")
+    folder = run.output_dir / "meta"
+    if finished(run, "meta", settings, folder / ADAPTER_FILE):
+        return
+    run.say(f"meta training on {len(run.splits.train)} samples of {len(run.splits.task_names)} tasks")
+    with run.record.stage("meta", value_fingerprint(settings), settings) as extra:
+        trainer_class = Seq2SeqTaskSelectionTrainer if run.is_encoder_decoder else TaskSelectionTrainer
+        trainer = trainer_class(
+            model=add_lora(load_base(run.config), run.config),
+            args=run.meta_args,
+            data_collator=DataCollatorForSeq2Seq(run.tokenizer, padding=True),
+            train_dataset=run.tokenized["train"],
+            eval_dataset={run.splits.target: run.tokenized["dev"]},
+            processing_class=run.tokenizer,
+        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder, settings))
+        metrics = trainer.evaluate()
+        trainer.save_model()
+        extra["dev_loss"] = metrics[f"eval_{run.splits.target}_loss"]
+        if trainer.is_world_process_zero():
+            kept = {c: checkpoint_step(c, trainer.state.max_steps) for c in run.meta_args.meta_checkpoints}
+            write_json(folder / "meta.json", {"checkpoints": kept, "log": trainer.state.log_history})
+
+
+def last_checkpoint(folder: Path, settings: dict[str, Any]) -> str | None:
+    """Return the last whole checkpoint of an interrupted training with the same settings; start afresh otherwise."""
+    marker, wanted = folder / "settings.json", value_fingerprint(settings)
+    same = marker.is_file() and read_json(marker) == wanted
+    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")] if same else []
+    barrier()
+    if distributed_rank()[0] == 0:
+        write_json(marker, wanted)
+    barrier()
+    return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
+
+
+def collect(run: Run) -> None:
+    """One gradient pass per kept meta checkpoint over all training rows and the target's dev rows."""
+    meta_train(run)
+    options = run.config.gradients
+    splits = {name: run.tokenized[name] for name in ("train", "dev")}
+    model = None
+    for step in dict.fromkeys(checkpoint_steps(run.output_dir).values()):
+        folder = store_path(run.output_dir, step)
+        settings = {"meta": run.record.fingerprint("meta"), "gradients": dataclasses.asdict(options), "step": step}
+        stage = f"gradients/checkpoint-{step}"
+        ignored = ("checkpoints", "batch_size", "shard_size")
+        settings["gradients"] = {k: v for k, v in settings["gradients"].items() if k not in ignored}
+        if finished(run, stage, settings, folder / "manifest.json"):
+            continue
+        if model is None:
+            model = load_adapter(
+                load_base(run.config), run.output_dir / "meta" / f"checkpoint-{step}", is_trainable=True
+            )
+            model.to(run.meta_args.device)
+        else:
+            load_adapter_weights(model, run.output_dir / "meta" / f"checkpoint-{step}")
+        collator = GradientCollator(
+            DataCollatorForSeq2Seq(run.tokenizer, padding=True),
+            objectives=options.objectives,
+            projection=options.projection,
+            dim=options.dim,
+            seed=options.seed,
+            dtype=options.dtype,
+        )
+        with run.record.stage(stage, value_fingerprint(settings), settings):
+            collator.collect(
+                model,
+                splits,
+                folder,
+                batch_size=options.batch_size,
+                shard_size=options.shard_size,
+                description=f"gradients at step {step}",
+            )
+
+
+def select(run: Run) -> SelectionResult:
+    """Fit the estimator and search; leaves selection.json, estimates.parquet and a plot."""
+    collect(run)
+    settings = run.settings("select")
+    path = run.output_dir / SELECTION_FILE
+    if finished(run, "select", settings, path, redo=True):
+        return SelectionResult.load(path)
+    with run.record.stage("select", value_fingerprint(settings), settings):
+        estimator = fit_estimator(run)
+        selection = search(estimator, run.config)
+        if distributed_rank()[0] == 0:
+            selection.save(path)
+            write_estimates(run.output_dir / ESTIMATES_FILE, estimator, selection)
+            plot_selection(selection, run.output_dir / "plots" / "selection.png", run.config.task_notes)
+        barrier()
+    return selection
+
+
+def fit_estimator(run: Run) -> SubsetEstimator:
+    """Fit the configured estimator to the configured checkpoint's store, or to all for `average`."""
+    options = run.config.estimator
+    estimator = SubsetEstimator(options.surrogate, options.regularization)
+    return estimator.fit(run_stores(run.output_dir, options.checkpoint), run.config.target.task)
+
+
+def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
+    """Run the configured search."""
+    options = config.selection
+    arguments: dict[str, Any] = {"max_tasks": options.max_tasks, "min_tasks": options.min_tasks}
+    if options.method == "random_ensemble":
+        arguments |= {
+            "num_subsets": options.num_subsets,
+            "subset_fraction": options.subset_fraction,
+            "seed": options.seed,
+        }
+    method: Callable[..., SelectionResult] = SEARCHES[options.method]
+    return method(estimator, **arguments)
+
+
+def write_estimates(path: Path, estimator: SubsetEstimator, selection: SelectionResult) -> None:
+    """Write the estimates of single tasks, of all tasks, and of every subset on the search path."""
+    names = estimator.task_names_
+    subsets = [*[[name] for name in names], names, *[step.tasks for step in selection.path]]
+    kinds = [*["single"] * len(names), "all", *["path"] * len(selection.path)]
+    columns = {"kind": kinds, "tasks": subsets, "estimated_loss": estimator.predict(subsets)}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def fine_tune_selected(run: Run) -> list[EvaluationRow]:
+    """Fine-tune the base on the selection (and on all tasks, for comparison), measure losses, write card and plots."""
+    selection = select(run)
+    fingerprints = {"selected": selection.selected}
+    settings = {**run.settings("final"), **fingerprints}
+    path = run.output_dir / "final" / EVALUATION_FILE
+    if finished(run, "final", settings, path, redo=True):
+        return [EvaluationRow(**row) for row in read_json(path)]
+    with run.record.stage("final", value_fingerprint(settings), settings):
+        rows = [measure_base(run)] if "base" in run.compare_with else []
+        if "all" in run.compare_with and set(selection.selected) != set(run.splits.task_names):
+            rows.append(tune_and_measure(run, "all tasks", run.splits.task_names, selection.estimate_all))
+        rows.append(tune_and_measure(run, "selection", selection.selected, selection.estimate, selection))
+        if distributed_rank()[0] == 0:
+            write_json(path, [row.to_dict() for row in rows])
+        barrier()
+    if distributed_rank()[0] == 0:
+        write_report(run.config, run.output_dir, selection, rows)
+    return rows
+
+
+def push_result(run: Run) -> str:
+    """Push `final/` to the Hub; returns its address."""
+    fine_tune_selected(run)
+    address = push_final(run.config, run.output_dir) if distributed_rank()[0] == 0 else ""
+    barrier()
+    return address
+
+
+def run_all(run: Run) -> list[EvaluationRow]:
+    """Every stage that is not done yet, and the push when the configuration asks for it."""
+    rows = fine_tune_selected(run)
+    if run.config.hub.push:
+        run.say(f"pushed to {push_result(run)}")
+    return rows
+
+
+def measure_base(run: Run) -> EvaluationRow:
+    """Measure the pretrained base as it is."""
+    run.say("measuring the pretrained base")
+    return measure(run, load_base(run.config), "base", [], None, 0, 0.0)
+
+
+def tune_and_measure(
+    run: Run, name: str, tasks: list[str], estimate: float, selection: SelectionResult | None = None
+) -> EvaluationRow:
+    """Fine-tune the base on some tasks and measure it; a fine-tune that is already on disk is used again."""
+    folder = run.output_dir / "final" if selection else run.output_dir / "compare" / name.replace(" ", "-")
+    args = dataclasses.replace(run.final_args, output_dir=str(folder))
+    settings = {**run.settings("final"), "tasks": tasks}
+    stage = f"fine_tune/{name}"
+    if not finished(run, stage, settings, folder / ADAPTER_FILE, redo=True):
+        run.say(f"fine-tuning the base on {name} ({len(tasks)} tasks)")
+        with run.record.stage(stage, value_fingerprint(settings), settings) as extra:
+            tuned = fine_tune(
+                load_base(run.config),
+                run.tokenized["train"],
+                selection or tasks,
+                args,
+                peft_config=lora_config(run.config, run.is_encoder_decoder),
+                processing_class=run.tokenizer,
+            )
+            extra |= {"train_samples": tuned.train_samples, "train_seconds": round(tuned.seconds, 3)}
+    done = run.record.values["stages"][stage]
+    model = load_adapter(load_base(run.config), folder)
+    return measure(run, model, name, tasks, estimate, done["train_samples"], done["train_seconds"])
+
+
+def measure(
+    run: Run, model: Any, name: str, tasks: list[str], estimate: float | None, samples: int, seconds: float
+) -> EvaluationRow:
+    """Measure a model's dev and test loss, and its answer accuracy where the target has answers."""
+    model.to(run.meta_args.device)
+    batch_size = run.meta_args.per_device_eval_batch_size
+    test = run.splits.test
+    accuracy = None
+    if all(test["answer"]):
+        options = {"max_new_tokens": 128, "batch_size": 32, **run.config.generation}
+        accuracy = answer_accuracy(model, run.tokenizer, test, **options)
+    return EvaluationRow(
+        model=name,
+        num_tasks=len(tasks),
+        estimated_loss=estimate,
+        dev_loss=mean_loss(model, run.tokenizer, run.tokenized["dev"], batch_size),
+        test_loss=mean_loss(model, run.tokenizer, run.tokenized["test"], batch_size),
+        answer_accuracy=accuracy,
+        train_samples=samples,
+        seconds=seconds,
+    )
+
+
+def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo: bool = False) -> bool:
+    """Say whether a stage's result is there and was made from the same settings.
+
+    A costly result of other settings is never overwritten: that is an error which names the difference, unless `redo`.
+    """
+    old = run.record.fingerprint(stage)
+    if old is None or not result.exists():
+        return False
+    if old == value_fingerprint(settings):
+        return True
+    was = run.record.settings(stage)
+    changed = sorted(k for k in {*was, *settings} if was.get(k) != settings.get(k))
+    if redo:
+        run.say(f"{stage}: {', '.join(changed)} changed, doing it again")
+        return False
+    key = changed[0] if changed else "settings"
+    raise TaskSelectionError(
+        f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is {settings.get(key)!r}:"
+        f" use another output_dir, or delete {result.parent}"
+    )
+
+
+def run(config: RunConfig, say: Callable[[str], None] = print) -> list[EvaluationRow]:
+    """Run every stage that is not done yet and return the closing table.
+
+    Args:
+        config: the run configuration, e.g. `RunConfig.from_yaml("recipes/quickstart.yaml")`.
+        say: receives messages for the user.
+    """
+    return run_all(Run(config, say))
+
+
+STAGES: dict[str, Callable[[Run], Any]] = {
+    "run": run_all,
+    "meta-train": meta_train,
+    "collect": collect,
+    "select": select,
+    "fine-tune": fine_tune_selected,
+    "push": push_result,
+}

@@ -1,0 +1,124 @@
+"""What a run will cost, before it runs: samples, tokens, parameters, disk, memory and multiply-accumulates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import get_peft_model
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from .arguments import fine_tuning_arguments, meta_arguments
+from .config import RunConfig
+from .formatting import tokenize_rows
+from .models import load_model_config, load_tokenizer, lora_config
+from .tasks import load_tasks
+
+COLUMN_BYTES = 32  # sample_idx, task, split, value, loss and num_tokens of one row, about
+
+
+def make_plan(config: RunConfig) -> dict[str, Any]:
+    """Read data, tokenizer and model configuration (no weights) and return what each stage will cost.
+
+    Multiply-accumulates count weight matrices only: one per parameter and token in a forward pass; backward costs the same
+    again, since the base's weights get no gradient.
+
+    Raises:
+        TaskSelectionError: for anything that a run would refuse before training.
+    """
+    splits = load_tasks(config)
+    model_config = load_model_config(config)
+    tokenizer = load_tokenizer(config)
+    is_encoder_decoder = bool(model_config.is_encoder_decoder)
+    meta = meta_arguments(config, config.output_dir, is_encoder_decoder)
+    final = fine_tuning_arguments(config, config.output_dir, is_encoder_decoder)
+    rows = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    tokens, samples = {}, {name: len(part) for name, part in rows.items()}
+    for name, part in rows.items():
+        encoded = tokenize_rows(part, tokenizer, config.max_length, is_encoder_decoder)
+        tokens[name] = sum(len(ids) for ids in encoded["input_ids"])
+    parameters = count_parameters(config, model_config)
+    passes = len(set(map(str, config.gradients.checkpoints)))
+    trained = trained_tokens(meta, tokens["train"], samples["train"])
+    retrained = trained_tokens(final, tokens["train"], samples["train"])
+    gradient_tokens = passes * (tokens["train"] + tokens["dev"])
+    width = torch.finfo(getattr(torch, config.gradients.dtype)).bits // 8
+    row_bytes = width * config.gradients.dim * len(config.gradients.objectives) + COLUMN_BYTES
+    macs = {
+        "meta training": 2 * parameters["total"] * trained,
+        "gradient passes": (1 + len(config.gradients.objectives)) * parameters["total"] * gradient_tokens,
+        "one fine-tune on all tasks": 2 * parameters["total"] * retrained,
+    }
+    return {
+        "tasks": {name: int(count) for name, count in splits.report.rows.items()},
+        "target": splits.target,
+        "samples": samples,
+        "tokens": tokens,
+        "parameters": parameters,
+        "gradient_store_bytes": passes * row_bytes * (samples["train"] + samples["dev"]),
+        "projection_bytes": 9 * parameters["trainable"],
+        "adapter_bytes": 4 * parameters["trainable"],
+        "training_state_bytes": 4 * parameters["total"] + 12 * parameters["trainable"],
+        "multiply_accumulates": macs,
+        "notes": splits.report.lines(),
+    }
+
+
+def trained_tokens(args: Any, tokens: int, samples: int) -> int:
+    """Return how many tokens a training sees, from its epochs or its number of steps."""
+    if args.max_steps <= 0:
+        return round(tokens * args.num_train_epochs)
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return round(args.max_steps * per_step * tokens / max(1, samples))
+
+
+def count_parameters(config: RunConfig, model_config: Any) -> dict[str, int]:
+    """Count the base's and the adapter's parameters on the meta device: no weight is loaded."""
+    cls = AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
+    with init_empty_weights():
+        model = cls.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        model = get_peft_model(model, lora_config(config, bool(model_config.is_encoder_decoder)))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"total": sum(p.numel() for p in model.parameters()), "trainable": trainable}
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """Print a plan as tables."""
+    console = Console()
+    tasks = Table(title=f"tasks for {escape(plan['target'])}", title_justify="left")
+    tasks.add_column("task")
+    tasks.add_column("training rows", justify="right")
+    for name, count in plan["tasks"].items():
+        tasks.add_row(escape(name), f"{count:,}")
+    console.print(tasks)
+    cost = Table(title="cost", title_justify="left", show_header=False)
+    for split, count in plan["samples"].items():
+        cost.add_row(f"{split} samples (tokens)", f"{count:,} ({plan['tokens'][split]:,})")
+    cost.add_row("parameters (trained)", f"{plan['parameters']['total']:,} ({plan['parameters']['trainable']:,})")
+    cost.add_row("gradient stores on disk", readable_bytes(plan["gradient_store_bytes"]))
+    cost.add_row("projection in memory", readable_bytes(plan["projection_bytes"]))
+    cost.add_row(
+        "weights and optimizer in memory, float32, without activations", readable_bytes(plan["training_state_bytes"])
+    )
+    for stage, macs in plan["multiply_accumulates"].items():
+        cost.add_row(f"multiply-accumulates of {stage}", f"{macs:.2e}")
+    console.print(cost)
+    for line in plan["notes"]:
+        console.print(escape(line), highlight=False)
+
+
+def readable_bytes(count: float) -> str:
+    """Return a size with a fitting unit.
+
+    >>> readable_bytes(1536)
+    '1.5 KB'
+    """
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TB"

@@ -1,0 +1,74 @@
+"""run.json: which stages of a run are finished, from what, and how long they took."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .distributed import barrier, distributed_rank
+from .files import read_json, write_json
+
+RUN_FILE = "run.json"
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "evaluate", "huggingface_hub")
+
+
+class RunRecord:
+    """The record of one output folder, kept in step on disk by the first rank.
+
+    Args:
+        output_dir: the run's folder.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self.path = output_dir / RUN_FILE
+        self.values: dict[str, Any] = read_json(self.path) if self.path.is_file() else {"stages": {}}
+
+    def update(self, **values: Any) -> None:
+        """Set top-level entries and write the file."""
+        self.values.update(values)
+        if distributed_rank()[0] == 0:
+            write_json(self.path, self.values)
+
+    def fingerprint(self, stage: str) -> str | None:
+        """Return what a finished stage was made from, or None."""
+        return self.values["stages"].get(stage, {}).get("fingerprint")
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """Return the settings a finished stage was made with."""
+        return dict(self.values["stages"].get(stage, {}).get("settings", {}))
+
+    @contextlib.contextmanager
+    def stage(self, name: str, fingerprint: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Time a stage; it counts as finished only when the block ends without an error.
+
+        Yields a dict for what the stage wants to have on record.
+        """
+        extra: dict[str, Any] = {}
+        started = time.perf_counter()
+        yield extra
+        barrier()
+        entry = {
+            "fingerprint": fingerprint,
+            "settings": settings,
+            "seconds": round(time.perf_counter() - started, 3),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **extra,
+        }
+        self.update(stages={**self.values["stages"], name: entry})
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of the libraries it stands on."""
+    from . import __version__
+
+    found = {"python": platform.python_version(), "hf_tasksel": __version__}
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[library] = metadata.version(library)
+    return found

@@ -1,0 +1,86 @@
+"""Results on a terminal: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .config import RunConfig
+from .evaluation import EvaluationRow
+from .selection.result import SelectionResult
+
+
+def print_result(current: Any, config: RunConfig, command: str, result: Any, as_json: bool) -> None:
+    """Print what a stage returned."""
+    selection = result if isinstance(result, SelectionResult) else None
+    rows = result if isinstance(result, list) else []
+    if rows:
+        selection = SelectionResult.load(current.output_dir)
+    if as_json:
+        values: dict[str, Any] = {"output_dir": str(current.output_dir)}
+        if selection is not None:
+            values["selection"] = selection.to_dict()
+        if rows:
+            values["evaluation"] = [row.to_dict() for row in rows]
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+        return
+    console = Console(soft_wrap=False)
+    if selection is not None:
+        console.print(effects_table(selection, config.task_notes))
+    if rows:
+        console.print(evaluation_table(rows, selection))
+    if isinstance(result, str):
+        console.print(f"pushed to {escape(result)}")
+    for line in closing_lines(current, selection, config.task_notes):
+        console.print(escape(line), highlight=False)
+
+
+def effects_table(selection: SelectionResult, notes: dict[str, str]) -> Table:
+    """One row per task: chosen or not, and what it is estimated to do."""
+    table = Table(title=f"tasks for {escape(selection.target)}", title_justify="left")
+    table.add_column("task")
+    table.add_column("selected")
+    table.add_column("estimated effect on loss", justify="right")
+    if notes:
+        table.add_column("note")
+    for task, effect in sorted(selection.effects.items(), key=lambda item: item[1]):
+        cells = [escape(task), "yes" if task in selection.selected else "", f"{effect:+.4f}"]
+        table.add_row(*cells, *([escape(notes.get(task, ""))] if notes else []))
+    return table
+
+
+def evaluation_table(rows: list[EvaluationRow], selection: SelectionResult | None) -> Table:
+    """One row per model: estimated and measured target losses, and answer accuracy."""
+    table = Table(title="target loss, nats per token", title_justify="left")
+    for name in ("fine-tuned on", "tasks", "estimated", "dev", "test", "answers right"):
+        table.add_column(name, justify="left" if name == "fine-tuned on" else "right")
+    for row in rows:
+        table.add_row(
+            "nothing (base)" if row.model == "base" else row.model,
+            str(row.num_tasks or ""),
+            "" if row.estimated_loss is None else f"{row.estimated_loss:.4f}",
+            f"{row.dev_loss:.4f}",
+            f"{row.test_loss:.4f}",
+            "" if row.answer_accuracy is None else f"{row.answer_accuracy:.1%}",
+        )
+    return table
+
+
+def closing_lines(current: Any, selection: SelectionResult | None, notes: dict[str, str]) -> list[str]:
+    """Say what was chosen, how far to trust it, how long each stage took, and where everything is."""
+
+    def named(tasks: list[str]) -> str:
+        return ", ".join(f"{t} ({notes[t]})" if t in notes else t for t in tasks) or "none"
+
+    lines = []
+    if selection is not None:
+        lines += [f"selected: {named(selection.selected)}", f"dropped: {named(selection.dropped)}"]
+        lines.append("Estimates are first-order and not calibrated: trust how they rank subsets, not their values.")
+    stages = current.record.values["stages"]
+    lines.append("seconds: " + ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in stages.items()))
+    lines.append(f"everything is in {current.output_dir}")
+    return lines
