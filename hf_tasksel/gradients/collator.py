@@ -185,10 +185,11 @@ class GradientCollator(TaskDataCollator):
             NonFiniteError: naming the first sample whose loss or gradient is not finite.
             DataError: for packed or padding-free batches, and for samples without answer tokens.
         """
-        device = trainable_parameters(model)[0].device
+        first = trainable_parameters(model)[0]
+        device, dtype = first.device, torch.promote_types(first.dtype, torch.float32)
         inputs = {k: v.to(device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
         labels = inputs["labels"]
-        sketch = torch.zeros(len(labels), self.projection.dim, device=device)
+        sketch = torch.zeros(len(labels), self.projection.dim, device=device, dtype=dtype)
 
         def sink(name: str, gradient: Tensor) -> None:
             if len(gradient) != len(labels):
