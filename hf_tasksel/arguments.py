@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def fine_tuning_arguments(config: RunConfig, output_dir: str, is_encoder_decoder
         **meta,
         "seed": config.seed,
         "save_strategy": "no",
-        **({} if is_encoder_decoder else {"max_length": config.max_length, **checkpointing()}),
+        **({} if is_encoder_decoder else {"max_length": config.max_length, **checkpointing(cls)}),
         **given,
         "output_dir": output_dir,
     }
@@ -99,9 +100,11 @@ def device_options() -> dict[str, Any]:
     return {} if torch.accelerator.is_available() else {"use_cpu": True, "bf16": False}
 
 
-def checkpointing() -> dict[str, Any]:
+def checkpointing(cls: Any) -> dict[str, Any]:
     """Keep TRL's activation checkpointing on accelerators; on a CPU memory is not what is short."""
-    return {} if torch.accelerator.is_available() else {"gradient_checkpointing": False}
+    names = {f.name for f in dataclasses.fields(cls)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: torch.accelerator.is_available()}
 
 
 def build(cls: Any, options: dict[str, Any], section: str) -> Any:

@@ -130,7 +130,7 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
 
     say = (lambda message: None) if options.quiet or options.json else print_message
     current = pipeline.Run(config, say)
-    result = getattr(pipeline, pipeline.STAGES[options.command])(current)
+    result = pipeline.STAGES[options.command](current)
     finish(current, config, options, result)
 
 

@@ -30,9 +30,8 @@ CHAT_TEMPLATE = (
 WORDS = ["red", "blue", "green", "one", "two", "three", "cat", "dog", "sun", "moon"]
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of about 300 tokens with a chat template."""
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of about 300 tokens with a chat template."""
     base = Tokenizer(models.BPE())
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = decoders.ByteLevel()
@@ -49,6 +48,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     result.chat_template = CHAT_TEMPLATE
     return result
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer."""
+    return tiny_tokenizer()
 
 
 def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:

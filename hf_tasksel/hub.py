@@ -1,0 +1,284 @@
+"""The model card, and the push of adapter, card and evidence to the Hub in one commit."""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from .errors import TaskSelectionError
+from .files import atomic_path
+
+if TYPE_CHECKING:
+    from .evaluation import EvaluationRow
+    from .selection.result import SelectionResult
+
+T = TypeVar("T")
+# Only these leave the machine: no pickles (training_args.bin, optimizer.pt), no checkpoints.
+UPLOADED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md", "plots/*.png"]
+RETRIES = 3
+PLACE = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """Everything a card says.
+
+    Attributes:
+        base_model: Hub id or folder of the pretrained base; a folder is named by its last part only.
+        selection: what was chosen.
+        rows: the evaluation table.
+        datasets: Hub ids of the datasets that were used.
+        task_notes: remarks about tasks.
+        versions: library -> version.
+        command: the command that reproduces the run from `config_yaml`.
+        config_yaml: the run's configuration.
+        license: licence of the adapter, when the user states one.
+    """
+
+    base_model: str
+    selection: SelectionResult
+    rows: Sequence[EvaluationRow]
+    datasets: Sequence[str] = ()
+    task_notes: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str = "hf-tasksel run config.yaml"
+    config_yaml: str = ""
+    license: str | None = None
+
+
+def text(value: str) -> str:
+    """Return data as plain text inside Markdown and tables: nothing in it is markup."""
+    escaped = html.escape(" ".join(value.split()))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", escaped)
+
+
+def number(value: float | None, pattern: str = ".4f") -> str:
+    """Format a number, or leave a cell empty."""
+    return "" if value is None else format(value, pattern)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; cells must be escaped already."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def is_hub_id(name: str) -> bool:
+    """Say whether a base is named by a Hub id and not by a local folder."""
+    return bool(PLACE.match(name)) and not Path(name).exists()
+
+
+def card_metadata(info: CardInfo) -> ModelCardData:
+    """Return the YAML metadata: base model, datasets, tags, and measured results as model-index."""
+    target = info.selection.target
+    final = [row for row in info.rows if row.model == "selection"]
+    results = []
+    for row in final:
+        measured = {"loss": ("test loss (nats per token)", row.test_loss)}
+        if row.answer_accuracy is not None:
+            measured["accuracy"] = ("share of right answers on test", row.answer_accuracy)
+        results += [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=target,
+                dataset_name=target,
+                metric_type=kind,
+                metric_name=name,
+                metric_value=round(value, 6),
+            )
+            for kind, (name, value) in measured.items()
+        ]
+    base = {"base_model": info.base_model, "base_model_relation": "adapter"} if is_hub_id(info.base_model) else {}
+    return ModelCardData(
+        library_name="peft",
+        datasets=list(info.datasets) or None,
+        license=info.license,
+        tags=["task-selection", "hf_tasksel", "lora"],
+        model_name=f"{target}, selected tasks",
+        eval_results=results or None,
+        **base,
+    )
+
+
+def card_text(info: CardInfo) -> str:
+    """Return the card's Markdown without metadata."""
+    selection = info.selection
+    base = text(info.base_model if is_hub_id(info.base_model) else Path(info.base_model).name)
+    loads = "AutoModelForCausalLM.from_pretrained(BASE)"
+    parts = [
+        f"# {text(selection.target)}, fine-tuned on selected tasks",
+        f"A LoRA adapter for `{base}`, trained on {len(selection.selected)} of {len(selection.effects)} tasks that were "
+        f"chosen for a low loss on **{text(selection.target)}** by first-order estimates (arXiv 2409.19458) with "
+        "hf\\_tasksel.",
+        "## Results",
+        evaluation_table(info.rows),
+        "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table. One seed.",
+        "![measured losses](plots/evaluation.png)",
+        "## Selected tasks",
+        task_table(info, selection.selected),
+        "## Dropped tasks",
+        task_table(info, selection.dropped) if selection.dropped else "None.",
+        "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps.",
+        "![search path and task effects](plots/selection.png)",
+        "## How far to trust this",
+        "Estimated losses come from one multitask training and one gradient pass. They are not calibrated: trust how they "
+        "rank subsets more than their values. What was measured is in the first table.",
+        "## Use",
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = PeftModel.from_pretrained({loads}, "THIS_REPO")\n```',
+        "```python\nfrom hf_tasksel import SelectionResult\n\n"
+        'SelectionResult.from_pretrained("THIS_REPO")  # what was chosen, and why\n```',
+        "## Limits",
+        "The adapter inherits the limits of its base and of the training data. The selection was made for one target; other "
+        "abilities were not measured.",
+        "## Reproduce",
+        f"```\n{info.command}\n```",
+        "<details><summary>config.yaml and versions</summary>\n\n"
+        + fenced(info.config_yaml)
+        + "\n\n"
+        + ", ".join(f"{text(k)} {text(v)}" for k, v in info.versions.items())
+        + "\n\n</details>",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def fenced(content: str) -> str:
+    """Return content in a code fence that nothing inside it can close."""
+    longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{content.rstrip()}\n{fence}"
+
+
+def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
+    """Measured and estimated losses of every model."""
+    header = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
+    return table(
+        header,
+        [
+            [
+                "nothing (base)" if row.model == "base" else text(row.model),
+                str(row.num_tasks or ""),
+                str(row.train_samples or ""),
+                number(row.estimated_loss),
+                number(row.dev_loss),
+                number(row.test_loss),
+                number(row.answer_accuracy, ".1%"),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def task_table(info: CardInfo, tasks: Sequence[str]) -> str:
+    """Tasks with their estimated effects, the most helpful first."""
+    ordered = sorted(tasks, key=lambda task: info.selection.effects[task])
+    header = ["task", "estimated effect", *(["note"] if info.task_notes else [])]
+    notes = {task: [text(info.task_notes.get(task, ""))] if info.task_notes else [] for task in ordered}
+    return table(header, [[text(t), f"{info.selection.effects[t]:+.4f}", *notes[t]] for t in ordered])
+
+
+def write_card(output_dir: str | Path, info: CardInfo) -> Path:
+    """Write `README.md` with metadata and text; returns its path."""
+    card = ModelCard(f"---\n{card_metadata(info).to_yaml()}\n---\n\n{card_text(info)}")
+    path = Path(output_dir) / "README.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text(str(card), encoding="utf-8")
+    return path
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Adapter, card and evidence of a task selection",
+    api: HfApi | None = None,
+) -> str:
+    """Create the repository if needed and upload a folder's adapter, card and evidence in one commit.
+
+    Args:
+        folder: `final/` of a run, or `TunedModel.output_dir`.
+        repo_id: `user/name`; a bare name goes to the logged-in user.
+        private: whether a new repository is private.
+        revision, create_pr: branch to commit to, or open a pull request instead.
+        api: a client of your own (endpoint, token).
+
+    Returns:
+        The address of the commit or pull request.
+
+    Raises:
+        TaskSelectionError: without an adapter, without a token or rights, when the Hub cannot be reached, or when a file
+            holds the token.
+    """
+    folder, api = Path(folder), api or HfApi()
+    if not (folder / "adapter_config.json").is_file():
+        raise TaskSelectionError(f"there is nothing to push in {folder}: run `hf-tasksel fine-tune` first")
+    refuse_token(folder, api.token if isinstance(api.token, str) else get_token())
+    try:
+        url = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        if revision is not None:
+            with_retries(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True))
+        commit = with_retries(
+            lambda: api.upload_folder(
+                repo_id=url.repo_id,
+                folder_path=folder,
+                allow_patterns=UPLOADED,
+                ignore_patterns=["checkpoint-*", ".*"],
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+            )
+        )
+    except LocalTokenNotFoundError:
+        raise TaskSelectionError("pushing needs a Hub token: run `hf auth login` or set HF_TOKEN") from None
+    except HfHubHTTPError as error:
+        raise TaskSelectionError(f"cannot push to {repo_id!r}: {hub_reason(error)}") from error
+    except OSError as error:
+        raise TaskSelectionError(f"cannot push to {repo_id!r}: the Hub cannot be reached ({error})") from error
+    return str(commit.pr_url or commit.commit_url)
+
+
+def hub_reason(error: HfHubHTTPError) -> str:
+    """Say in a few words why the Hub refused."""
+    status = getattr(error.response, "status_code", None)
+    reasons = {
+        401: "the token is missing or not valid: run `hf auth login` or set HF_TOKEN",
+        403: "the token has no right to write there: choose another hub.repo_id, or a token with write access",
+        404: "there is no such repository or revision",
+    }
+    return reasons.get(status or 0, (error.server_message or str(error)).strip().splitlines()[0])
+
+
+def with_retries(call: Callable[[], T]) -> T:
+    """Call, and again after 1 and 2 seconds when the Hub has a passing fault (5xx) or does not answer."""
+    for attempt in range(RETRIES):
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            if status < 500 or attempt == RETRIES - 1:
+                raise
+        except ConnectionError:
+            if attempt == RETRIES - 1:
+                raise
+        time.sleep(2.0**attempt)
+    raise AssertionError("unreachable")
+
+
+def refuse_token(folder: Path, token: Any) -> None:
+    """Raise `TaskSelectionError` when a file of the folder holds the token."""
+    if not isinstance(token, str) or not token:
+        return
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if token.encode() in path.read_bytes():
+            raise TaskSelectionError(f"{path} holds your Hub token: remove it from the file before pushing")

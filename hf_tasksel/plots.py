@@ -1,0 +1,150 @@
+"""Pictures of a selection and of what came of it; drawn without global state, safe on machines without a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .files import atomic_path
+
+if TYPE_CHECKING:
+    from .evaluation import EvaluationRow
+    from .selection.result import SelectionResult
+
+# Okabe & Ito's palette: told apart by colour-blind readers.
+BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#8C8C8C", "#009E73"
+MAX_NAME = 34
+
+
+def label(name: str) -> str:
+    """Return a name as text for a plot: no mathtext, not too long."""
+    short = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+    return short.replace("$", r"\$")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, atomically."""
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def tidy(axes: Any, grid: str = "y") -> None:
+    """Leave only what carries information."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def plot_selection(selection: SelectionResult, path: str | Path, task_notes: Mapping[str, str] | None = None) -> None:
+    """Draw the estimated loss along the search path, and the estimated effect of every task.
+
+    Args:
+        selection: what to draw.
+        path: PNG file.
+        task_notes: remarks shown behind task names.
+    """
+    rows = max(len(selection.effects), len(selection.path), 4)
+    figure = Figure(figsize=(13, min(3.0 + 0.26 * rows, 14)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    draw_path(left, selection)
+    draw_effects(right, selection, task_notes or {})
+    count = f"{len(selection.selected)} of {len(selection.effects)} tasks"
+    figure.suptitle(f"{label(selection.target)}: {count} selected ({label(selection.method)})", fontsize=13)
+    save(figure, path)
+
+
+def draw_path(axes: Any, selection: SelectionResult) -> None:
+    """Estimated loss after each step of the search, from top to bottom."""
+    places = range(len(selection.path))
+    estimates = [step.estimate for step in selection.path]
+    axes.plot(estimates, places, color=BLUE, marker="o", markersize=5, linewidth=1.5, label="search path")
+    axes.axvline(selection.estimate_all, color=GREY, linestyle="--", linewidth=1.2, label="all tasks")
+    chosen = [i for i, step in enumerate(selection.path) if set(step.tasks) == set(selection.selected)]
+    if chosen:
+        axes.plot(
+            estimates[chosen[0]],
+            chosen[0],
+            "o",
+            color=ORANGE,
+            markersize=11,
+            fillstyle="none",
+            markeredgewidth=2,
+            label="selected",
+        )
+    axes.set_yticks(places, [label(step.change) for step in selection.path], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("estimated target loss (nats per token)")
+    axes.set_title("search path", loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    tidy(axes, "x")
+
+
+def draw_effects(axes: Any, selection: SelectionResult, notes: Mapping[str, str]) -> None:
+    """One bar per task: estimated loss with it minus without it."""
+    ordered = sorted(selection.effects.items(), key=lambda item: item[1])
+    names = [label(name) + (f"  [{label(notes[name])}]" if name in notes else "") for name, _ in ordered]
+    colors = [BLUE if name in selection.selected else GREY for name, _ in ordered]
+    axes.barh(range(len(ordered)), [effect for _, effect in ordered], color=colors)
+    axes.set_yticks(range(len(ordered)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("estimated effect on the target loss: left helps, right hurts")
+    axes.set_title("effect of each task beside the selected ones", loc="left", fontsize=11)
+    handles = [axes.barh([], [], color=color, label=text) for color, text in ((BLUE, "selected"), (GREY, "dropped"))]
+    axes.legend(handles=handles, frameon=False, fontsize=9)
+    tidy(axes, "x")
+
+
+def plot_evaluation(rows: Sequence[EvaluationRow], path: str | Path) -> None:
+    """Draw the measured test loss of each model with what was estimated, and answer accuracies where there are any."""
+    with_answers = all(row.answer_accuracy is not None for row in rows)
+    figure = Figure(figsize=(10 if with_answers else 6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2 if with_answers else 1, squeeze=False)[0]
+    colors = [{"base": GREY, "selection": BLUE}.get(row.model, GREEN) for row in rows]
+    names = [label(row.model) for row in rows]
+    losses = panels[0].bar(names, [row.test_loss for row in rows], color=colors, width=0.6)
+    panels[0].bar_label(losses, [f"{row.test_loss:.3f}" for row in rows], padding=3)
+    estimated = [(i, row.estimated_loss) for i, row in enumerate(rows) if row.estimated_loss is not None]
+    panels[0].plot(*zip(*estimated, strict=True), "D", color=ORANGE, label="estimated (dev, not calibrated)")
+    panels[0].legend(frameon=False, fontsize=9)
+    panels[0].set_title("measured target loss on test (nats per token)", loc="left", fontsize=11)
+    if with_answers:
+        shares = [row.answer_accuracy or 0.0 for row in rows]
+        bars = panels[1].bar(names, shares, color=colors, width=0.6)
+        panels[1].bar_label(bars, [f"{share:.1%}" for share in shares], padding=3)
+        panels[1].set_ylim(0, max(0.1, 1.15 * max(shares)))
+        panels[1].set_title("right answers on test", loc="left", fontsize=11)
+    for axes in panels:
+        axes.margins(y=0.15)
+        tidy(axes)
+    save(figure, path)
+
+
+def plot_estimated_against_true(
+    estimates: Sequence[float], truths: Sequence[float], path: str | Path, ceiling: float | None = None
+) -> None:
+    """Scatter estimated over true losses; `ceiling` is the mean difference of two seeds, drawn as a band."""
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
+    low, high = min(*estimates, *truths), max(*estimates, *truths)
+    axes.plot([low, high], [low, high], color=GREY, linewidth=1, label="estimate = truth")
+    if ceiling is not None:
+        axes.fill_between(
+            [low, high],
+            [low - ceiling, high - ceiling],
+            [low + ceiling, high + ceiling],
+            color=GREY,
+            alpha=0.2,
+            label="difference of two seeds",
+        )
+    axes.scatter(truths, estimates, color=BLUE, s=22)
+    axes.set_xlabel("true target loss (nats per token)")
+    axes.set_ylabel("estimated target loss (nats per token)")
+    axes.legend(frameon=False, fontsize=9)
+    tidy(axes, "both")
+    save(figure, path)
