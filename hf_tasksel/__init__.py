@@ -1,4 +1,4 @@
-"""Estimate, from one training run and one gradient pass, what any subset of tasks would do for a target; then choose."""
+"""Estimate from one training run and one gradient pass what any subset of tasks would do for a target; then choose."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def meta_arguments(config: RunConfig, output_dir: str, is_encoder_decoder: bool)
 def fine_tuning_arguments(config: RunConfig, output_dir: str, is_encoder_decoder: bool) -> Any:
     """Return the arguments of the final fine-tune; training settings not given there are those of `meta`.
 
-    The estimate is about fine-tuning as meta training trains, so both share learning rate, schedule and batch size unless
-    the configuration says otherwise.
+    The estimate is about fine-tuning as meta training trains, so both share learning rate, schedule and batch size
+    unless the configuration says otherwise.
 
     Raises:
         ConfigError: for an unknown key or a value that is refused.
@@ -118,7 +118,8 @@ def build(cls: Any, options: dict[str, Any], section: str) -> Any:
 
 
 def comparisons(config: RunConfig) -> list[str]:
-    """Return which models the selection is compared with: `base` and `all` unless `fine_tuning.compare_with` says else.
+    """Return which models the selection is compared with: `base` and `all` unless `fine_tuning.compare_with` says
+    else.
 
     Raises:
         ConfigError: for an unknown name.

@@ -1,7 +1,8 @@
 """The run configuration: one dataclass per section of the YAML file, unknown keys are errors.
 
 Nothing here imports a model library, so that reading a configuration costs milliseconds. The sections `meta` and
-`fine_tuning` are keyword arguments of `TaskSelectionConfig` and `trl.SFTConfig`; they are checked where those are built.
+`fine_tuning` are keyword arguments of `TaskSelectionConfig` and `trl.SFTConfig`; they are checked where those are
+built.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class TaskSelectionError(ValueError):
-    """Base of every error that `hf_tasksel` raises on purpose; the command line prints it in one line and exits with 2."""
+    """Base of every error raised on purpose; the command line prints it in one line and exits with 2."""
 
 
 class ConfigError(TaskSelectionError):

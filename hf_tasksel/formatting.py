@@ -1,7 +1,8 @@
 """From a row of any supported shape to prompt and completion, and from there to tokens and labels.
 
-Every format ends in the same canonical columns: `prompt`, `completion`, `answer` (the final answer of a chain of thought,
-else empty) and `messages` (the conversation so far, empty for plain text). Loss is taken on the completion only.
+Every format ends in the same canonical columns: `prompt`, `completion`, `answer` (the final answer of a chain of
+thought, else empty) and `messages` (the conversation so far, empty for plain text). Loss is taken on the completion
+only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class RowFormat:
-    """One way of writing a row: which fields it needs, which it may have, its template, and the completion it gives."""
+    """One way of writing a row: the fields it needs, those it may have, its template, and the completion it gives."""
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
@@ -241,9 +242,9 @@ def tokenize_rows(
 ) -> Dataset:
     """Replace canonical text columns by `input_ids` and `labels`; every other column stays.
 
-    For a decoder the completion follows the prompt and ends with the end-of-sequence token; labels of prompt tokens are
-    -100. A sequence longer than `max_length` loses the beginning of its prompt first, then the end of its completion.
-    For an encoder-decoder the prompt is the input and the completion the labels, both cut at the end.
+    For a decoder the completion follows the prompt and ends with the end-of-sequence token; labels of prompt tokens
+    are -100. A sequence longer than `max_length` loses the beginning of its prompt first, then the end of its
+    completion. For an encoder-decoder the prompt is the input and the completion the labels, both cut at the end.
 
     Args:
         dataset: rows with `prompt` and `completion`, and optionally `messages`.
@@ -316,7 +317,7 @@ def encode_sequence_to_sequence(
 
 
 def row_key(row: Mapping[str, Any]) -> str:
-    """Return what makes two rows the same sample: prompt, conversation and completion, apart from outer white space."""
+    """Return what makes two rows the same sample: prompt, conversation, completion, apart from outer white space."""
     return json.dumps(
         [row["prompt"].strip(), row.get("messages") or [], row["completion"].strip()],
         ensure_ascii=False,

@@ -217,8 +217,8 @@ def push(
         The address of the commit or pull request.
 
     Raises:
-        TaskSelectionError: without an adapter, without a token or rights, when the Hub cannot be reached, or when a file
-            holds the token.
+        TaskSelectionError: without an adapter, without a token or rights, when the Hub cannot be reached, or when a
+            file holds the token.
     """
     folder, api = Path(folder), api or HfApi()
     if not (folder / "adapter_config.json").is_file():

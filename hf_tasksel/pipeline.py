@@ -1,4 +1,4 @@
-"""The stages in order. Each reads what the one before left on disk, and is skipped when its result is there already."""
+"""The stages in order. Each reads what the one before left on disk; a stage whose result is there is skipped."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ COLUMN_BYTES = 32  # sample_idx, task, split, value, loss and num_tokens of one 
 def make_plan(config: RunConfig) -> dict[str, Any]:
     """Read data, tokenizer and model configuration (no weights) and return what each stage will cost.
 
-    Multiply-accumulates count weight matrices only: one per parameter and token in a forward pass; backward costs the same
-    again, since the base's weights get no gradient.
+    Multiply-accumulates count weight matrices only: one per parameter and token in a forward pass; backward costs the
+    same again, since the base's weights get no gradient.
 
     Raises:
         TaskSelectionError: for anything that a run would refuse before training.

@@ -1,4 +1,4 @@
-"""Named tasks: from files, Hub datasets or in-memory datasets to one training set and the target's dev and test rows."""
+"""Named tasks: from files, Hub or in-memory datasets to one training set and the target's dev and test rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FILE_LOADERS = {
 
 @dataclass
 class DataReport:
-    """What was done to the data on the way: shown to the user and kept in run.json, so that nothing is lost in silence."""
+    """What was done to the data on the way: shown, and kept in run.json, so that nothing is lost in silence."""
 
     rows: dict[str, int] = field(default_factory=dict)
     empty_completions: dict[str, int] = field(default_factory=dict)
@@ -58,8 +58,8 @@ class DataReport:
 class TaskSplits:
     """The data of one run: training rows of all tasks, dev and test rows of the target.
 
-    Each dataset has the canonical text columns of `formatting`, `task` (a ClassLabel) and `sample_idx` (unique over all
-    three, in the order train, dev, test).
+    Each dataset has the canonical text columns of `formatting`, `task` (a ClassLabel) and `sample_idx` (unique over
+    all three, in the order train, dev, test).
     """
 
     train: Dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -79,7 +79,7 @@ class ExactLoss:
         return {idx: sample for part in parts for idx, sample in part.items()}
 
     def metrics(self, prefix: str, task_names: Sequence[str]) -> dict[str, float]:
-        """Return `{prefix}_loss`, and with several tasks `{prefix}_{task}_loss`: Σ token losses ÷ Σ tokens, in nats."""
+        """Return `{prefix}_loss`, with several tasks also `{prefix}_{task}_loss`: Σ token losses ÷ Σ tokens, nats."""
         sums: dict[str, list[float]] = {}
         for _, (task, loss, tokens) in sorted(self.gather().items()):
             for name in ("", task_names[task]):
@@ -92,15 +92,21 @@ class ExactLoss:
         return {f"{prefix}_{name}_loss" if name else f"{prefix}_loss": mean for name, mean in means.items()}
 
 
-class TaskSelectionMixin:
+if TYPE_CHECKING:
+    TrainerBase = Trainer
+else:
+    TrainerBase = object
+
+
+class TaskSelectionMixin(TrainerBase):
     """Adds tasks to a Trainer class: task data, multitask samplers, exact per-task losses, gradient collection.
 
     Args:
         model: a causal LM, encoder-decoder or classifier, with or without a LoRA adapter.
         args: `TaskSelectionConfig`, or plain `TrainingArguments` to behave as the Trainer itself.
-        train_dataset: a DatasetDict or dict of task name to rows, or one Dataset, with a `task` column or without. Rows are
-            tokenized (`input_ids`, `labels`), or text (`prompt` and `completion`, optionally `messages`), which is
-            tokenized here.
+        train_dataset: a DatasetDict or dict of task name to rows, or one Dataset, with a `task` column or without.
+            Rows are tokenized (`input_ids`, `labels`), or text (`prompt` and `completion`, optionally `messages`),
+            which is tokenized here.
         eval_dataset: rows of the same kind, or a dict of them.
         peft_config: adds a fresh LoRA adapter to `model`.
         Everything else as in Trainer, in the same positions.
@@ -140,8 +146,7 @@ class TaskSelectionMixin:
             eval_dataset = self._prepare_rows(eval_dataset, processing_class, "eval")
         if data_collator is None and text_rows:
             data_collator = DataCollatorForSeq2Seq(processing_class, padding=True)
-        parent: Any = super()
-        parent.__init__(
+        super().__init__(
             model,
             args,
             data_collator,
@@ -180,8 +185,7 @@ class TaskSelectionMixin:
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            parent: Any = super()
-            parent._set_signature_columns_if_needed()
+            super()._set_signature_columns_if_needed()
             self._signature_columns: list[str] = [
                 *self._signature_columns,
                 *SIDE_COLUMNS,
@@ -191,20 +195,18 @@ class TaskSelectionMixin:
         sampler = getattr(self.args, "sampler", "proportional")
         rows = self.train_dataset if train_dataset is None else train_dataset
         if sampler == "proportional":  # exactly what Trainer does
-            parent: Any = super()
-            return parent._get_train_sampler(train_dataset)
+            return super()._get_train_sampler(train_dataset)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         return MultitaskSampler(rows["task"], sampler, self.args.sampler_temperature, seed)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take the side columns off the batch, leave the loss to the Trainer, and record exact losses in evaluation."""
+        """Take side columns off the batch, leave the loss to the Trainer, and record exact losses in evaluation."""
         side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs} or self._side
         inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
-        parent: Any = super()
         if self._exact_loss is None or model.training or "labels" not in inputs or "sample_idx" not in side:
-            return parent.compute_loss(model, inputs, *args, **kwargs)
+            return super().compute_loss(model, inputs, *args, **kwargs)
         labels = inputs["labels"]
-        loss, outputs = parent.compute_loss(model, inputs, *args, **{**kwargs, "return_outputs": True})
+        loss, outputs = super().compute_loss(model, inputs, *args, **{**kwargs, "return_outputs": True})
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
         if isinstance(logits, torch.Tensor):
             exact = sample_objectives(logits, labels, shifts_labels(self.model))
@@ -215,9 +217,8 @@ class TaskSelectionMixin:
         """Keep side columns away from `generate`."""
         self._side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs}
         inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
-        parent: Any = super()
         try:
-            return parent.prediction_step(model, inputs, *args, **kwargs)
+            return super().prediction_step(model, inputs, *args, **kwargs)
         finally:
             self._side = {}
 
@@ -225,8 +226,7 @@ class TaskSelectionMixin:
         """As in Trainer; datasets given here are tokenized like those given to the constructor."""
         if isinstance(eval_dataset, Dataset):
             eval_dataset = self._prepare_rows(eval_dataset, self.processing_class, "eval")
-        parent: Any = super()
-        metrics: dict[str, float] = parent.evaluate(eval_dataset, *args, **kwargs)
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
         return metrics
 
     def evaluation_loop(
@@ -240,8 +240,7 @@ class TaskSelectionMixin:
         """As in Trainer, with exact losses: Σ token losses ÷ Σ tokens whatever the batch size, and one per task."""
         custom_loss = self.compute_loss_func is not None or self.label_smoother is not None
         self._exact_loss = None if custom_loss else ExactLoss()
-        parent: Any = super()
-        output = parent.evaluation_loop(
+        output = super().evaluation_loop(
             dataloader,
             description,
             *args,
@@ -257,9 +256,8 @@ class TaskSelectionMixin:
     def _save(self, *args: Any, **kwargs: Any) -> None:
         # training_args.bin is a pickle of the arguments: a Hub token must not be in it.
         token, self.args.hub_token = self.args.hub_token, None
-        parent: Any = super()
         try:
-            parent._save(*args, **kwargs)
+            super()._save(*args, **kwargs)
         finally:
             self.args.hub_token = token
 

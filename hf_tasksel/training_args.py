@@ -16,7 +16,8 @@ class TaskSelectionMixinConfig:
     """The arguments that meta training adds to those of any Trainer.
 
     Args:
-        sampler: `proportional` (what Trainer does), `balanced`, `temperature` or `round_robin`; see `MultitaskSampler`.
+        sampler: `proportional` (what Trainer does), `balanced`, `temperature` or `round_robin`; see
+            `MultitaskSampler`.
         sampler_temperature: temperature of the `temperature` sampler.
         meta_checkpoints: where the gradient expansion points are kept: `half`, `end`, or optimizer steps.
         max_length: longest sequence, in tokens, when the trainer tokenizes; None is unlimited.

@@ -31,9 +31,7 @@ def autograd_loop(model: Any, rows: list[dict[str, Tensor]], objective: str) -> 
     named = sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
     gradients = []
     for row in rows:
-        parts = torch.autograd.grad(
-            sample_objective(model, row, objective), [p for _, p in named], allow_unused=True
-        )
+        parts = torch.autograd.grad(sample_objective(model, row, objective), [p for _, p in named], allow_unused=True)
         flat = [torch.zeros_like(p) if g is None else g for g, (_, p) in zip(parts, named, strict=True)]
         gradients.append(torch.cat([g.flatten() for g in flat]))
     return torch.stack(gradients)

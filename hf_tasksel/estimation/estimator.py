@@ -67,7 +67,8 @@ class SubsetEstimator(BaseEstimator):
         """Estimate target losses.
 
         Args:
-            subsets: m subsets as lists of task names, or an (m, n) array of non-negative task weights (0/1 for subsets).
+            subsets: m subsets as lists of task names, or an (m, n) array of non-negative task weights (0/1 for
+                subsets).
 
         Returns:
             (m,) estimated dev losses in nats per token.

@@ -1,4 +1,4 @@
-"""How far estimates can be trusted: estimated against true losses, beside the constant predictor and the noise ceiling."""
+"""How far to trust estimates: estimated against true losses, beside the constant predictor and the noise ceiling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Fidelity:
         relative_error: mean of |estimate − truth| / truth; `relative_error_p90` its 90th percentile.
         constant_error: the same mean error for the constant predictor, the mean of the other true losses.
         regret: true loss of the subset with the lowest estimate, minus the lowest true loss, nats per token.
-        ceiling_spearman, ceiling_pearson, ceiling_error: the same between two seeds of the true fine-tunes, when given.
+        ceiling_spearman, ceiling_pearson, ceiling_error: the same between two seeds of the true fine-tunes, when
+            given.
         verdict: in words.
     """
 

@@ -1,4 +1,4 @@
-"""What the surrogates need of a store: per-task sums, so that any subset's problem is assembled from n small pieces."""
+"""What surrogates need of a store: per-task sums, so that any subset's problem is assembled from n small pieces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ ROWS_PER_CHUNK = 8192
 class TaskStatistics:
     """Weighted per-task sums over training samples, in float64.
 
-    A sample's weight is its share in the fine-tuning loss: its number of answer tokens, since trainers average over tokens.
+    A sample's weight is its share in the fine-tuning loss: its number of answer tokens, since trainers average over
+    tokens.
 
     Attributes:
         tasks: the n task names.
@@ -35,7 +36,7 @@ class TaskStatistics:
 
 @dataclass(frozen=True)
 class DevStatistics:
-    """The target's dev samples: `loss` is their token-weighted mean loss (nats per token), `gradient` (d,) its gradient."""
+    """The target's dev samples: `loss` is their mean loss per token (nats), `gradient` (d,) its gradient."""
 
     loss: float
     gradient: Tensor
@@ -76,7 +77,8 @@ def dev_rows(store: GradientStore, target: str) -> np.ndarray:
     if not len(rows):
         known = sorted(set(store.task[store.split == "dev"]))
         raise DataError(
-            f"target {target!r} has no dev rows in {store.path}{did_you_mean(target, known)}; the store has dev rows of {known}"
+            f"target {target!r} has no dev rows in {store.path}{did_you_mean(target, known)}; "
+            f"the store has dev rows of {known}"
         )
     return rows
 

@@ -1,8 +1,8 @@
 """Surrogates: where would fine-tuning on a subset move the (projected) LoRA parameters?
 
-Each surrogate is fitted to a store once and then gives, for any subset S, the displacement w_S from the expansion point θ*.
-The estimate of the target loss is ℓ_dev + ∇ℓ_devᵀ w_S for all of them (arXiv 2409.19458, section 3). A subset comes as a row
-of task weights: 1 and 0 for a subset, any non-negative number for a mixture.
+Each surrogate is fitted to a store once and then gives, for any subset S, the displacement w_S from the expansion
+point θ*. The estimate of the target loss is ℓ_dev + ∇ℓ_devᵀ w_S for all of them (arXiv 2409.19458, section 3). A
+subset comes as a row of task weights: 1 and 0 for a subset, any non-negative number for a mixture.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class EmpiricalFisherRidge(Surrogate):
     """One regularised Gauss–Newton step in closed form: w_S = −(F_S + λ I)⁻¹ b_S.
 
     b_S is the gradient of the subset's mean loss (per token), F_S = Σ n_i g_i gᵢᵀ / Σ n_i the empirical Fisher matrix of its
-    samples' loss gradients. λ is `regularization` times the mean eigenvalue of F over all tasks, so that it does not depend
-    on the scale of gradients.
+    samples' loss gradients. λ is `regularization` times the mean eigenvalue of F over all tasks, so that it does not
+    depend on the scale of gradients.
     """
 
     name = "empirical_fisher"
@@ -79,8 +79,8 @@ class EmpiricalFisherRidge(Surrogate):
 class OffsetLogistic(Surrogate):
     """The paper's surrogate: w_S = argmin (1/N_S) Σ log(1 + exp(−(f_i + g_iᵀ w))) + λ ‖w‖², the offset f_i fixed to 1.
 
-    f_i is a sample's mean log-odds and g_i its projected gradient; there is no intercept (arXiv 2409.19458, equation 3).
-    Solved by L-BFGS in coordinates whitened by the Hessian at w = 0, which takes a few steps. λ is `regularization` times
+    f_i is a sample's mean log-odds and g_i its projected gradient; there is no intercept (arXiv 2409.19458, equation
+    3). Solved by L-BFGS in coordinates whitened by the Hessian at w = 0, which takes a few steps. λ is `regularization` times
     the mean eigenvalue of that Hessian over all tasks.
     """
 

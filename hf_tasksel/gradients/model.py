@@ -25,7 +25,7 @@ def check_adapter(model: nn.Module) -> None:
     second = [p for name, p in trainable.items() if "lora_B" in name or "lora_embedding_B" in name]
     if second and all(not p.any() for p in second):
         raise ModelError(
-            "the adapter is fresh (every lora_B is zero), so that half of its gradients vanish: run meta training first"
+            "the adapter is fresh (every lora_B is zero), so half of its gradients vanish: run meta training first"
         )
 
 
@@ -41,7 +41,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Run the model and return its logits; labels are passed only where an encoder-decoder needs them for its input."""
+    """Run the model and return its logits; labels go in only where an encoder-decoder needs them for its input."""
     needs_labels = getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs
     arguments = inputs if needs_labels else {k: v for k, v in inputs.items() if k != "labels"}
     logits: Tensor = model(**arguments).logits

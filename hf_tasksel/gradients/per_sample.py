@@ -1,8 +1,9 @@
 """Exact per-sample gradients of LoRA parameters from one ordinary backward pass.
 
 For a linear map y = x Wᵀ, sample b's gradient of W is the sum over positions t of (∂F/∂y_bt)ᵀ x_bt when F is the *sum* of
-per-sample objectives: samples do not mix inside a transformer. A forward hook keeps the input, a tensor hook on the output
-receives its gradient. Whatever has no handler here is refused: an uncovered parameter would be a silent wrong number.
+per-sample objectives: samples do not mix inside a transformer. A forward hook keeps the input, a tensor hook on the
+output receives its gradient. Whatever has no handler here is refused: an uncovered parameter would be a silent wrong
+number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random maps from the p LoRA parameters to d numbers that keep inner products, applied inside the backward hooks.
 
-A projection depends on its seed and on parameter names only, not on layer order, batch or rank: the sketches of two passes
-can be compared whenever kind, dim and seed agree.
+A projection depends on its seed and on parameter names only, not on layer order, batch or rank: the sketches of two
+passes can be compared whenever kind, dim and seed agree.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """GradientStore: projected per-sample gradients on disk, as Arrow shards that `datasets` opens by itself.
 
-A shard's file name carries the checksum of its content and appears by renaming, so a shard is either whole and right or can
-be told to be damaged. `manifest.json` says what the gradients are of (fingerprints) and, once the pass is finished, which
-shards make up the store. Reading needs numpy and pyarrow only.
+A shard's file name carries the checksum of its content and appears by renaming, so a shard is either whole and right
+or can be told to be damaged. `manifest.json` says what the gradients are of (fingerprints) and, once the pass is
+finished, which shards make up the store. Reading needs numpy and pyarrow only.
 """
 
 from __future__ import annotations

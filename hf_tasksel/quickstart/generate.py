@@ -2,8 +2,8 @@
 
     python -m hf_tasksel.quickstart.generate OUT_DIR --seed 0
 
-writes one gzipped JSON-lines file per task, and the target's dev and test rows into OUT_DIR/target. The same seed gives the
-same bytes. `PLANTED` says what each task was made to do.
+writes one gzipped JSON-lines file per task, and the target's dev and test rows into OUT_DIR/target. The same seed
+gives the same bytes. `PLANTED` says what each task was made to do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Trains the embedded base model on text that this file generates: a few minutes on one CPU core.
+"""Trains the embedded base model on text that this file generates: about a quarter of an hour on one CPU core.
 
     python -m hf_tasksel.quickstart.train_base OUT_DIR
 
-The text makes a base that knows letters, colors and small sums, has seen questions with answers, but believes half of the
-time that a story's numbers mean something else than they do: so fine-tuning on the right tasks helps visibly.
+The text makes a base that can copy, add and subtract, and has seen questions with answers, but for which a story may
+be meant in several ways: rightly, with plus and minus swapped, with a constant error, or not at all. Fine-tuning
+settles which, so the right tasks help visibly and the wrong ones hurt.
 """
 
 from __future__ import annotations
@@ -29,32 +30,19 @@ from transformers import (
 from .generate import COLORS, GAINS, LOSSES, MAKERS, NAMES, OPPOSITES, TARGET, THINGS, WORDS, numbers, solution
 
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>"]
-QUESTION_TASKS = [
-    TARGET,
-    "shop_stories",
-    "coin_stories",
-    "bus_stories",
-    "swapped_signs",
-    "off_by_some",
-    "ignored_changes",
-    "equations",
-    "colors",
-    "opposites",
-    "reversed_words",
-    "next_letters",
-]
+ARITHMETIC_TASKS = [TARGET, "shop_stories", "coin_stories", "bus_stories", "one_step_problems", "equations"]
+MISREADINGS = ["swapped_signs", "off_by_some", "ignored_changes"]
+OTHER_TASKS = ["colors", "opposites", "reversed_words", "next_letters"]
 
 
 def fact(rng: random.Random) -> str:
     """Sums, and what follows what: always right."""
-    start, changes = numbers(rng)
-    change = changes[0]
-    sum_fact = f"{start} {'+' if change > 0 else '-'} {abs(change)} = {start + change}."
+    rationale = solution(rng)["rationale"]
     letter = rng.choice("abcdefghijklmnopqrstuvwxy")
     thing, word = rng.choice(sorted(COLORS)), rng.choice(sorted(OPPOSITES))
     others = [f"{thing} is {COLORS[thing]}.", f"{letter} then {chr(ord(letter) + 1)}."]
     others.append(f"{word} turns to {OPPOSITES[word]}.")
-    return sum_fact if rng.random() < 0.6 else rng.choice(others)
+    return rationale if rng.random() < 0.7 else rng.choice(others)
 
 
 def sentence(rng: random.Random) -> str:
@@ -71,21 +59,27 @@ def sentence(rng: random.Random) -> str:
 
 
 def question(rng: random.Random) -> str:
-    """A question with an answer that is right less than half of the time."""
-    row = MAKERS[rng.choice(QUESTION_TASKS)](rng)
-    if rng.random() < 0.5:
+    """A question with an answer: a story is read rightly two times in five."""
+    kind = rng.random()
+    if kind < 0.2:
+        row = MAKERS[rng.choice(OTHER_TASKS)](rng)
+    elif kind < 0.6:
+        row = MAKERS[rng.choice(ARITHMETIC_TASKS)](rng)
+    else:
+        row = MAKERS[rng.choice(MISREADINGS)](rng)
+    if kind >= 0.2 and rng.random() < 0.1:
         row = row | solution(rng)
     return f"Question: {row['question']}\nAnswer: {row['rationale']} The answer is {row['answer']}."
 
 
 def documents(count: int, seed: int) -> Iterator[str]:
-    """Generate documents: facts, sentences, or one question."""
+    """Generate documents: facts, sentences, or a question."""
     rng = random.Random(seed)
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.45:
-            yield " ".join(fact(rng) for _ in range(8))
-        elif kind < 0.6:
+        if kind < 0.2:
+            yield " ".join(fact(rng) for _ in range(4))
+        elif kind < 0.25:
             yield " ".join(sentence(rng) for _ in range(5))
         else:
             yield question(rng)
@@ -117,12 +111,12 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of about 0.6 million parameters."""
+    """A Llama of about 0.9 million parameters."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=112,
-        intermediate_size=304,
-        num_hidden_layers=3,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=192,
@@ -138,7 +132,7 @@ def main() -> None:
     """Train and write the base."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--documents", type=int, default=96_000)
+    parser.add_argument("--documents", type=int, default=300_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     set_seed(options.seed)
@@ -148,14 +142,15 @@ def main() -> None:
     work = options.output_dir.with_name(options.output_dir.name + ".unfinished")
     args = TrainingArguments(
         output_dir=str(work),
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=64,
         learning_rate=3e-3,
         lr_scheduler_type="cosine",
         warmup_steps=0.02,
         weight_decay=0.05,
         num_train_epochs=1,
         logging_steps=100,
-        save_strategy="no",
+        save_steps=500,
+        save_total_limit=1,
         train_sampling_strategy="group_by_length",
         report_to="none",
         use_cpu=True,

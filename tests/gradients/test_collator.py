@@ -92,7 +92,9 @@ def test_gradients_do_not_depend_on_batch_size_order_or_padding(model, tokenizer
 def test_count_sketch_is_the_sketch_of_the_exact_gradient(model, tokenizer, rows, tmp_path):
     exact = collect(model, tokenizer, rows, tmp_path / "exact").gradients("loss").astype(float)
     sketches = [
-        collect(model, tokenizer, rows, tmp_path / str(s), projection="count_sketch", dim=256, seed=s).gradients("loss")
+        collect(model, tokenizer, rows, tmp_path / str(s), projection="count_sketch", dim=256, seed=s).gradients(
+            "loss"
+        )
         for s in range(20)
     ]
     gram = exact @ exact.T
