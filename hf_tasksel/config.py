@@ -216,7 +216,7 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
-def build_dataclass(cls: type, values: Any, where: str) -> Any:
+def build_dataclass(cls: Any, values: Any, where: str) -> Any:
     """Build dataclass `cls` from a mapping; `where` is the dotted path used in messages."""
     prefix = f"{where}." if where else ""
     if not isinstance(values, dict):
@@ -242,7 +242,7 @@ def convert_value(hint: Any, value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     for option in options:
-        base = get_origin(option) or option
+        base: Any = get_origin(option) or option
         if dataclasses.is_dataclass(base):
             return build_dataclass(base, value, where)
         if base is Any or (isinstance(value, base) and not (base in (int, float) and isinstance(value, bool))):

@@ -29,6 +29,7 @@ from .config import resolve_path
 from .errors import ConfigError, DataError, did_you_mean
 from .formatting import tokenize_rows
 from .models import DEFAULT_LORA
+from .progress import show_progress
 from .selection.result import SelectionResult
 from .tasks import combine_tasks, task_names
 
@@ -90,6 +91,7 @@ def fine_tune(
         task_type = TaskType.SEQ_2_SEQ_LM if is_encoder_decoder else TaskType.CAUSAL_LM
         peft_config = LoraConfig(**DEFAULT_LORA, task_type=task_type)
     trainer = make_trainer(base, args, rows, tokenizer, peft_config)
+    show_progress(trainer, f"fine-tuning on {len(chosen)} tasks")
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started

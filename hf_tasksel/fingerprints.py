@@ -31,7 +31,8 @@ def value_fingerprint(values: Any) -> str:
 
 def model_fingerprint(model: torch.nn.Module) -> dict[str, str]:
     """Hash a model's base weights (a strided sample of each parameter) and all of its trainable weights."""
-    base, adapter = [], []
+    base: list[str] = []
+    adapter: list[str] = []
     for name, parameter in sorted(model.named_parameters()):
         name = name.removeprefix("module.")
         flat = parameter.detach().reshape(-1)

@@ -273,11 +273,7 @@ def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[
         turns = list(row["messages"])
         prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         answer = {"role": "assistant", "content": row["completion"]}
-        return (
-            prompt,
-            tokenizer.apply_chat_template([*turns, answer], tokenize=False),
-            True,
-        )
+        return str(prompt), str(tokenizer.apply_chat_template([*turns, answer], tokenize=False)), True
     return row["prompt"], row["prompt"] + row["completion"], False
 
 

@@ -96,7 +96,9 @@ def card_metadata(info: CardInfo) -> ModelCardData:
             )
             for kind, (name, value) in measured.items()
         ]
-    base = {"base_model": info.base_model, "base_model_relation": "adapter"} if is_hub_id(info.base_model) else {}
+    base: dict[str, Any] = (
+        {"base_model": info.base_model, "base_model_relation": "adapter"} if is_hub_id(info.base_model) else {}
+    )
     return ModelCardData(
         library_name="peft",
         datasets=list(info.datasets) or None,
@@ -115,21 +117,25 @@ def card_text(info: CardInfo) -> str:
     loads = "AutoModelForCausalLM.from_pretrained(BASE)"
     parts = [
         f"# {text(selection.target)}, fine-tuned on selected tasks",
-        f"A LoRA adapter for `{base}`, trained on {len(selection.selected)} of {len(selection.effects)} tasks that were "
+        f"A LoRA adapter for `{base}`, trained on {len(selection.selected)} of {len(selection.effects)} tasks "
+        f"that were "
         f"chosen for a low loss on **{text(selection.target)}** by first-order estimates (arXiv 2409.19458) with "
         "hf\\_tasksel.",
         "## Results",
         evaluation_table(info.rows),
-        "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table. One seed.",
+        "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table. "
+        "One seed.",
         "![measured losses](plots/evaluation.png)",
         "## Selected tasks",
         task_table(info, selection.selected),
         "## Dropped tasks",
         task_table(info, selection.dropped) if selection.dropped else "None.",
-        "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps.",
+        "The effect is the estimated loss with the task minus without it, everything else as selected: negative "
+        "helps.",
         "![search path and task effects](plots/selection.png)",
         "## How far to trust this",
-        "Estimated losses come from one multitask training and one gradient pass. They are not calibrated: trust how they "
+        "Estimated losses come from one multitask training and one gradient pass. They are not calibrated: "
+        "trust how they "
         "rank subsets more than their values. What was measured is in the first table.",
         "## Use",
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
@@ -137,7 +143,8 @@ def card_text(info: CardInfo) -> str:
         "```python\nfrom hf_tasksel import SelectionResult\n\n"
         'SelectionResult.from_pretrained("THIS_REPO")  # what was chosen, and why\n```',
         "## Limits",
-        "The adapter inherits the limits of its base and of the training data. The selection was made for one target; other "
+        "The adapter inherits the limits of its base and of the training data. The selection was made for one "
+        "target; other "
         "abilities were not measured.",
         "## Reproduce",
         f"```\n{info.command}\n```",

@@ -20,7 +20,7 @@ from transformers import (
 from .config import RunConfig, keyword_arguments, resolve_path
 from .errors import ConfigError, ModelError
 
-DEFAULT_LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+DEFAULT_LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
 def load_model_config(config: RunConfig) -> Any:

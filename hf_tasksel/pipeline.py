@@ -28,6 +28,7 @@ from .formatting import tokenize_rows
 from .gradients.collator import GradientCollator
 from .models import add_lora, load_adapter, load_base, load_model_config, load_tokenizer, lora_config
 from .plots import plot_selection
+from .progress import show_progress
 from .report import push_final, write_report
 from .run_record import RunRecord, versions
 from .selection.result import SELECTION_FILE, SelectionResult
@@ -115,8 +116,11 @@ class Run:
         if stage == "meta":
             return {**base, "meta": c.meta, "checkpoints": [str(x) for x in c.gradients.checkpoints]}
         if stage == "select":
-            sections = {"estimator": c.estimator, "selection": c.selection}
-            return {"meta": self.record.fingerprint("meta")} | {k: dataclasses.asdict(v) for k, v in sections.items()}
+            return {
+                "meta": self.record.fingerprint("meta"),
+                "estimator": dataclasses.asdict(c.estimator),
+                "selection": dataclasses.asdict(c.selection),
+            }
         return {**base, "meta": c.meta, "fine_tuning": c.fine_tuning, "generation": c.generation}
 
 
@@ -140,6 +144,7 @@ def meta_train(run: Run) -> None:
             eval_dataset={run.splits.target: run.tokenized["dev"]},
             processing_class=run.tokenizer,
         )
+        show_progress(trainer, "meta training")
         trainer.train(resume_from_checkpoint=last_checkpoint(folder, settings))
         metrics = trainer.evaluate()
         trainer.save_model()
@@ -169,10 +174,10 @@ def collect(run: Run) -> None:
     model = None
     for step in dict.fromkeys(checkpoint_steps(run.output_dir).values()):
         folder = store_path(run.output_dir, step)
-        settings = {"meta": run.record.fingerprint("meta"), "gradients": dataclasses.asdict(options), "step": step}
         stage = f"gradients/checkpoint-{step}"
         ignored = ("checkpoints", "batch_size", "shard_size")
-        settings["gradients"] = {k: v for k, v in settings["gradients"].items() if k not in ignored}
+        kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in ignored}
+        settings = {"meta": run.record.fingerprint("meta"), "gradients": kept, "step": step}
         if finished(run, stage, settings, folder / "manifest.json"):
             continue
         if model is None:
@@ -236,8 +241,7 @@ def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
             "subset_fraction": options.subset_fraction,
             "seed": options.seed,
         }
-    method: Callable[..., SelectionResult] = SEARCHES[options.method]
-    return method(estimator, **arguments)
+    return SEARCHES[options.method](estimator, **arguments)
 
 
 def write_estimates(path: Path, estimator: SubsetEstimator, selection: SelectionResult) -> None:
@@ -358,7 +362,8 @@ def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo:
         return False
     key = changed[0] if changed else "settings"
     raise TaskSelectionError(
-        f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is {settings.get(key)!r}:"
+        f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is "
+        f"{settings.get(key)!r}:"
         f" use another output_dir, or delete {result.parent}"
     )
 

@@ -95,10 +95,7 @@ def combine_tasks(
     Raises:
         DataError: for an empty task, a task of unknown name, or tasks whose columns differ.
     """
-    if isinstance(tasks, Dataset):
-        combined = label_tasks(tasks, names)
-    else:
-        combined = join_tasks(tasks, names)
+    combined = label_tasks(tasks, names) if isinstance(tasks, Dataset) else join_tasks(tasks, names)
     if "sample_idx" in combined.column_names:
         return combined
     return combined.add_column("sample_idx", np.arange(first_idx, first_idx + len(combined)))
@@ -216,8 +213,9 @@ def load_entry(name: str, entry: dict[str, Any], seed: int) -> dict[str, Dataset
     if task_column is None:
         return {name: sample_rows(format_config(rows, config, name), config.max_samples, seed, name)}
     if task_column not in rows.column_names:
+        hint = did_you_mean(task_column, rows.column_names)
         raise DataError(
-            f"tasks.{name}: task_column {task_column!r} is not a column{did_you_mean(task_column, rows.column_names)}; "
+            f"tasks.{name}: task_column {task_column!r} is not a column{hint}; "
             f"the columns are {sorted(rows.column_names)}"
         )
     feature, values = rows.features[task_column], np.asarray(rows[task_column])
@@ -250,7 +248,8 @@ def load_rows(config: TaskConfig, task: str) -> Dataset:
         return load_dataset(path, config.name, split=config.split, revision=config.revision)
     except Exception as error:
         raise DataError(
-            f"task {task!r}: dataset {config.dataset!r} (split {config.split!r}) could not be loaded: {first_line(error)}"
+            f"task {task!r}: dataset {config.dataset!r} (split {config.split!r}) could not be loaded: "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -333,7 +332,8 @@ def split_target(
     available = 0 if rows is None else len(rows)
     if available < wanted_dev + wanted_test:
         raise DataError(
-            f"target {target.task!r} has {available} rows, fewer than the {wanted_dev} dev and {wanted_test} test rows "
+            f"target {target.task!r} has {available} rows, fewer than the {wanted_dev} dev and {wanted_test} "
+            f"test rows "
             "wanted: lower target.dev_samples and target.test_samples, or give dev_dataset and test_dataset"
         )
     if rows is not None:
@@ -343,7 +343,8 @@ def split_target(
         rest = np.sort(order[wanted_dev + wanted_test :])
         if target.include_in_training and len(rest):
             tasks[target.task] = rows.select(rest)
-    assert dev is not None and test is not None
+    assert dev is not None
+    assert test is not None
     if len(dev) == 0:
         raise DataError(f"target {target.task!r} has no dev rows: set target.dev_samples to at least 1")
     if not tasks:

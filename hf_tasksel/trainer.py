@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -92,10 +92,7 @@ class ExactLoss:
         return {f"{prefix}_{name}_loss" if name else f"{prefix}_loss": mean for name, mean in means.items()}
 
 
-if TYPE_CHECKING:
-    TrainerBase = Trainer
-else:
-    TrainerBase = object
+TrainerBase: Any = object  # a Trainer class comes after the mixin
 
 
 class TaskSelectionMixin(TrainerBase):
@@ -115,6 +112,8 @@ class TaskSelectionMixin(TrainerBase):
         DataError: for empty or mismatched tasks.
         ModelError: when `peft_config` is given for a model that has an adapter already.
     """
+
+    _signature_columns: list[str] | None
 
     def __init__(
         self,
@@ -186,10 +185,7 @@ class TaskSelectionMixin(TrainerBase):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns: list[str] = [
-                *self._signature_columns,
-                *SIDE_COLUMNS,
-            ]
+            self._signature_columns = [*(self._signature_columns or []), *SIDE_COLUMNS]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = getattr(self.args, "sampler", "proportional")
@@ -333,6 +329,10 @@ def add_adapter(model: Any, peft_config: PeftConfig, args: Any) -> PeftModel:
 class TaskSelectionTrainer(TaskSelectionMixin, Trainer):
     """`transformers.Trainer` with tasks; see `TaskSelectionMixin` for what it adds."""
 
+    _signature_columns: Any
+
 
 class Seq2SeqTaskSelectionTrainer(TaskSelectionMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with tasks; see `TaskSelectionMixin` for what it adds."""
+
+    _signature_columns: Any

@@ -69,7 +69,8 @@ def test_bad_overrides_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [1", "not valid YAML"), ("just words", "must hold a mapping"), ("", "must hold a mapping")]
+    ("text", "message"),
+    [("a: [1", "not valid YAML"), ("just words", "must hold a mapping"), ("", "must hold a mapping")],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
     path = tmp_path / "c.yaml"

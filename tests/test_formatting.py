@@ -69,7 +69,8 @@ def test_messages_are_split_at_the_last_assistant_turn():
 
 
 def test_columns_and_template_can_be_given():
-    found = convert({"q": "why", "a": "so"}, "chain_of_thought", columns={"question": "q", "answer": "a"}, template="{question} >")
+    columns = {"question": "q", "answer": "a"}
+    found = convert({"q": "why", "a": "so"}, "chain_of_thought", columns=columns, template="{question} >")
     assert (found["prompt"], found["completion"]) == ("why >", " The answer is so.")
 
 
@@ -132,11 +133,8 @@ def test_truncation_keeps_the_completion_before_the_prompt(prompt, completion, l
 
 
 def test_chat_templates_are_used_and_special_tokens_not_doubled(tokenizer):
-    rows = format_rows(
-        Dataset.from_list([{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}]),
-        "messages",
-        "chat",
-    )
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    rows = format_rows(Dataset.from_list([{"messages": turns}]), "messages", "chat")
     found = tokenize_rows(rows, tokenizer)[0]
     answer = [i for i, label in zip(found["input_ids"], found["labels"], strict=True) if label != -100]
     assert tokenizer.decode(found["input_ids"]) == "<user>hi<assistant>yes<eos>"

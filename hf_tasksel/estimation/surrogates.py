@@ -49,9 +49,9 @@ class Surrogate:
 class EmpiricalFisherRidge(Surrogate):
     """One regularised Gauss–Newton step in closed form: w_S = −(F_S + λ I)⁻¹ b_S.
 
-    b_S is the gradient of the subset's mean loss (per token), F_S = Σ n_i g_i gᵢᵀ / Σ n_i the empirical Fisher matrix of its
-    samples' loss gradients. λ is `regularization` times the mean eigenvalue of F over all tasks, so that it does not
-    depend on the scale of gradients.
+    b_S is the gradient of the subset's mean loss (per token), F_S = Σ n_i g_i gᵢᵀ / Σ n_i the empirical Fisher matrix
+    of its samples' loss gradients. λ is `regularization` times the mean eigenvalue of F over all tasks, so that it
+    does not depend on the scale of gradients.
     """
 
     name = "empirical_fisher"
@@ -80,8 +80,8 @@ class OffsetLogistic(Surrogate):
     """The paper's surrogate: w_S = argmin (1/N_S) Σ log(1 + exp(−(f_i + g_iᵀ w))) + λ ‖w‖², the offset f_i fixed to 1.
 
     f_i is a sample's mean log-odds and g_i its projected gradient; there is no intercept (arXiv 2409.19458, equation
-    3). Solved by L-BFGS in coordinates whitened by the Hessian at w = 0, which takes a few steps. λ is `regularization` times
-    the mean eigenvalue of that Hessian over all tasks.
+    3). Solved by L-BFGS in coordinates whitened by the Hessian at w = 0, which takes a few steps. λ is
+    `regularization` times the mean eigenvalue of that Hessian over all tasks.
     """
 
     name = "offset_logistic"

@@ -1,8 +1,8 @@
 """Per-sample loss and log-odds of the answer tokens, from a model's logits.
 
-For an answer token with probability p of the right token, the log-odds are f = log(p / (1 - p)) = z_y - logsumexp over the
-other tokens of z, and the loss is -log p = log(1 + exp(-f)). A sample's value and loss are means over its answer tokens
-(arXiv 2409.19458, section 3; stable for p near 0 and 1, where clamped forms are not).
+For an answer token with probability p of the right token, the log-odds are f = log(p / (1 - p)) = z_y - logsumexp over
+the other tokens of z, and the loss is -log p = log(1 + exp(-f)). A sample's value and loss are means over its answer
+tokens (arXiv 2409.19458, section 3; stable for p near 0 and 1, where clamped forms are not).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def shifts_labels(model: Any) -> bool:
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    is_causal = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
+    is_causal = LOSS_MAPPING.get(str(getattr(base, "loss_type", None))) is ForCausalLMLoss
     return is_causal and not getattr(base.config, "is_encoder_decoder", False)
 
 

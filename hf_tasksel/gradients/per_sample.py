@@ -1,7 +1,7 @@
 """Exact per-sample gradients of LoRA parameters from one ordinary backward pass.
 
-For a linear map y = x Wᵀ, sample b's gradient of W is the sum over positions t of (∂F/∂y_bt)ᵀ x_bt when F is the *sum* of
-per-sample objectives: samples do not mix inside a transformer. A forward hook keeps the input, a tensor hook on the
+For a linear map y = x Wᵀ, sample b's gradient of W is the sum over positions t of (∂F/∂y_bt)ᵀ x_bt when F is the *sum*
+of per-sample objectives: samples do not mix inside a transformer. A forward hook keeps the input, a tensor hook on the
 output receives its gradient. Whatever has no handler here is refused: an uncovered parameter would be a silent wrong
 number.
 """
@@ -113,7 +113,8 @@ class PerSampleGradients:
         if missing:
             names = [self._names[id(p)] for p in missing]
             raise ModelError(
-                f"no exact per-sample gradient for {len(names)} trainable parameters such as {names[0]!r}: use LoRA on linear "
+                f"no exact per-sample gradient for {len(names)} trainable parameters such as {names[0]!r}: use "
+                f"LoRA on linear "
                 "or embedding layers (no DoRA, no bias='all' or 'lora_only', no norms in modules_to_save, no "
                 "target_parameters)"
             )
@@ -177,9 +178,9 @@ def embedding_gradients(layer: LoraEmbedding, adapter: str, ids: Tensor, grad: T
     ids = ids.reshape(ids.shape[0], -1)
     grad_b = torch.einsum("btd,btr->bdr", g, a.t()[ids].to(g.dtype))
     through_b = torch.einsum("btd,dr->btr", g, b.to(g.dtype))
-    padding = layer.get_base_layer().padding_idx
+    padding: Any = layer.get_base_layer().padding_idx
     if padding is not None:
-        through_b = through_b * (ids != padding)[..., None]
+        through_b = through_b * ids.ne(padding)[..., None]
     grad_a = torch.zeros(ids.shape[0], a.shape[1], a.shape[0], dtype=g.dtype, device=g.device)
     grad_a.scatter_add_(1, ids[..., None].expand_as(through_b), through_b)
     return grad_a.transpose(1, 2), grad_b

@@ -121,7 +121,8 @@ class GradientStore:
         """
         if objective not in self.objectives:
             raise StoreError(
-                f"the store {self.path} holds gradients of {self.objectives}, not of {objective!r}: collect again with "
+                f"the store {self.path} holds gradients of {self.objectives}, not of {objective!r}: collect "
+                f"again with "
                 f"gradients.objectives including {objective!r}"
             )
         column = f"{objective}_gradient"
@@ -177,7 +178,8 @@ class GradientStore:
         }
         if not gradients:
             raise StoreError("from_arrays needs loss_gradient or log_odds_gradient")
-        lengths = {len(x) for x in (task, split, value, loss, num_tokens, *gradients.values())}
+        columns_given: list[Any] = [task, split, value, loss, num_tokens, *gradients.values()]
+        lengths = {len(x) for x in columns_given}
         if len(lengths) != 1:
             raise StoreError(f"from_arrays needs columns of one length, not {sorted(lengths)}")
         first = next(iter(gradients.values()))
@@ -221,7 +223,7 @@ class StoreWriter:
         is_main_process: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.manifest = {
+        self.manifest: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "complete": False,
             "fingerprint": fingerprint,
@@ -266,7 +268,8 @@ class StoreWriter:
             if len(bad):
                 raise StoreError(
                     f"the {objective} gradient of sample {columns['sample_idx'][bad[0]]} of task "
-                    f"{columns['task'][bad[0]]!r} is not finite as {dtype}: set gradients.dtype to float32, or look at "
+                    f"{columns['task'][bad[0]]!r} is not finite as {dtype}: set gradients.dtype to float32, or "
+                    f"look at "
                     "the sample"
                 )
             arrays[f"{objective}_gradient"] = pa.FixedSizeListArray.from_arrays(pa.array(cast.ravel()), cast.shape[1])
@@ -335,7 +338,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST_FILE)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise StoreError(
-            f"the store {path} has format version {manifest.get('format_version')}, this version reads {FORMAT_VERSION}"
+            f"the store {path} has format version {manifest.get('format_version')}, this version reads "
+            f"{FORMAT_VERSION}"
         )
     return dict(manifest)
 
@@ -353,7 +357,8 @@ def check_same_store(path: Path, wanted: dict[str, Any]) -> None:
         old, new = found["fingerprint"].get(key), wanted["fingerprint"].get(key)
         if old != new:
             raise StoreError(
-                f"the gradient store {path} is of another {key.replace('_', ' ')} ({old}, not {new}): use another output "
+                f"the gradient store {path} is of another {key.replace('_', ' ')} ({old}, not {new}): use "
+                f"another output "
                 "folder, or delete this one"
             )
 

@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from .generate import COLORS, GAINS, LOSSES, MAKERS, NAMES, OPPOSITES, TARGET, THINGS, WORDS, numbers, solution
+from .generate import COLORS, GAINS, LOSSES, MAKERS, NAMES, OPPOSITES, TARGET, THINGS, WORDS, solution
 
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 ARITHMETIC_TASKS = [TARGET, "shop_stories", "coin_stories", "bus_stories", "one_step_problems", "equations"]

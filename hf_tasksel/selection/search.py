@@ -5,6 +5,8 @@ All of them see estimates on dev samples only. arXiv 2409.19458, section 3.3 (fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..errors import ConfigError, did_you_mean
@@ -150,7 +152,7 @@ def make_result(
     )
 
 
-SEARCHES = {
+SEARCHES: dict[str, Callable[..., SelectionResult]] = {
     "forward": forward_selection,
     "backward": backward_elimination,
     "random_ensemble": random_ensemble,

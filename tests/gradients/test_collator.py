@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama, trained_lora
 from datasets import ClassLabel, Dataset, Features, Value
-from reference import autograd_loop
 from transformers import DataCollatorForSeq2Seq
 
+from conftest import tiny_llama, trained_lora
 from hf_tasksel.errors import ConfigError, ModelError, NonFiniteError, StoreError
 from hf_tasksel.gradients.collator import GradientCollator
 from hf_tasksel.gradients.per_sample import trainable_shapes
+from reference import autograd_loop
 
 FEATURES = Features(
     {
