@@ -7,7 +7,7 @@ import re
 import datasets
 import evaluate
 
-ANSWER = re.compile(r"the answer is:?\s*(.+)", re.IGNORECASE)
+ANSWER = re.compile(r".*the answer is:?\s*([^\n]+)", re.IGNORECASE | re.DOTALL)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -19,9 +19,9 @@ def extract_answer(text: str) -> str:
     >>> extract_answer("so it must be 1,200 apples")
     '1200'
     """
-    stated = ANSWER.findall(text)
+    stated = ANSWER.match(text)
     if stated:
-        return normalize_answer(stated[-1].splitlines()[0])
+        return normalize_answer(stated[1])
     numbers = NUMBER.findall(text)
     return normalize_answer(numbers[-1]) if numbers else normalize_answer(text)
 

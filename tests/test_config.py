@@ -89,6 +89,6 @@ def test_unknown_training_arguments_name_the_nearest_known_one():
 def test_embedded_paths_lie_inside_the_package():
     assert resolve_path("embedded:quickstart/base").endswith("hf_tasksel/quickstart/base")
     assert resolve_path("some/base") == "some/base"
-    assert len(expand_files("embedded:quickstart/tasks/*.jsonl.gz")) == 14
+    assert len(expand_files("embedded:quickstart/tasks/*.jsonl.gz")) == 13
     with pytest.raises(ConfigError, match="no file matches"):
         expand_files("nowhere/*.jsonl")

@@ -32,7 +32,6 @@ PLANTED = {
     "opposites": "neutral",
     "noisy_problems": "noised",
     "noisy_stories": "noised",
-    "swapped_signs": "conflicting",
     "off_by_some": "conflicting",
     "ignored_changes": "conflicting",
 }

@@ -1,0 +1,147 @@
+"""Estimates against slow, obvious computations in float64, and what must not change them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from hf_tasksel.errors import ConfigError, DataError, StoreError
+from hf_tasksel.estimation.estimator import SubsetEstimator
+from hf_tasksel.gradients.store import GradientStore
+
+TASKS = ["a", "b", "c"]
+DIM = 6
+
+
+def make_store(folder: Path, seed: int = 0, log_odds: bool = True, order: np.ndarray | None = None) -> GradientStore:
+    rng = np.random.default_rng(seed)
+    count = 60
+    task = np.asarray([TASKS[i % 3] for i in range(count - 12)] + ["goal"] * 12)
+    split = np.asarray(["train"] * (count - 12) + ["dev"] * 12)
+    columns = {
+        "task": task,
+        "split": split,
+        "value": rng.normal(size=count).astype(np.float32),
+        "loss": rng.gamma(2, size=count).astype(np.float32),
+        "num_tokens": rng.integers(1, 9, size=count),
+        "loss_gradient": rng.normal(size=(count, DIM)).astype(np.float32),
+        "log_odds_gradient": rng.normal(size=(count, DIM)).astype(np.float32) if log_odds else None,
+    }
+    if order is not None:
+        columns = {k: None if v is None else v[order] for k, v in columns.items()}
+    return GradientStore.from_arrays(folder, **columns)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> GradientStore:
+    return make_store(tmp_path / "store")
+
+
+def rows_of(store: GradientStore, subset: list[str]) -> np.ndarray:
+    return np.flatnonzero((store.split == "train") & np.isin(store.task, subset))
+
+
+def slow_dev(store: GradientStore) -> tuple[float, np.ndarray]:
+    rows = np.flatnonzero(store.split == "dev")
+    tokens = store.num_tokens[rows].astype(float)
+    loss = sum(t * x for t, x in zip(tokens, store.loss[rows].astype(float), strict=True)) / tokens.sum()
+    gradient = sum(t * g for t, g in zip(tokens, store.gradients("loss")[rows].astype(float), strict=True))
+    return loss, gradient / tokens.sum()
+
+
+def slow_fisher(store: GradientStore, subset: list[str], regularization: float) -> float:
+    """−(F + λI)⁻¹ b sample by sample."""
+
+    def fisher(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        matrix, vector, total = np.zeros((DIM, DIM)), np.zeros(DIM), 0.0
+        for i in rows:
+            g, w = store.gradients("loss")[i].astype(float), float(store.num_tokens[i])
+            matrix, vector, total = matrix + w * np.outer(g, g), vector + w * g, total + w
+        return matrix / total, vector / total
+
+    damping = regularization * np.trace(fisher(rows_of(store, TASKS))[0]) / DIM
+    matrix, vector = fisher(rows_of(store, subset))
+    loss, gradient = slow_dev(store)
+    return loss - gradient @ np.linalg.inv(matrix + damping * np.eye(DIM)) @ vector
+
+
+@pytest.mark.parametrize("subset", [["a"], ["a", "c"], TASKS])
+@pytest.mark.parametrize("regularization", [0.01, 1.0])
+def test_empirical_fisher_equals_the_sum_over_samples(store, subset, regularization):
+    found = SubsetEstimator("empirical_fisher", regularization).fit(store, "goal").predict([subset])[0]
+    assert found == pytest.approx(slow_fisher(store, subset, regularization), rel=1e-9)
+
+
+@pytest.mark.parametrize("subset", [["b"], ["a", "b"]])
+def test_offset_logistic_minimises_its_objective(store, subset):
+    estimator = SubsetEstimator("offset_logistic", 0.5).fit(store, "goal")
+    surrogate, _ = estimator.expansions_[0]
+    rows = rows_of(store, subset)
+    f, g = store.value[rows].astype(float), store.gradients("log_odds")[rows].astype(float)
+
+    def objective(w: np.ndarray) -> float:
+        return np.mean([np.log1p(np.exp(-(fi + gi @ w))) for fi, gi in zip(f, g, strict=True)]) + surrogate.damping * w @ w
+
+    slow = minimize(objective, np.zeros(DIM), method="BFGS", options={"gtol": 1e-9})
+    loss, gradient = slow_dev(store)
+    assert estimator.predict([subset])[0] == pytest.approx(loss + gradient @ slow.x, abs=1e-5)
+
+
+@pytest.mark.parametrize("surrogate", ["empirical_fisher", "offset_logistic"])
+def test_estimates_do_not_depend_on_the_order_of_samples_or_of_names(surrogate, store, tmp_path):
+    order = np.random.default_rng(1).permutation(60)
+    shuffled = make_store(tmp_path / "shuffled", order=order)
+    subsets, swapped = [["a", "b"], ["c"]], [["b", "a"], ["c"]]
+    first = SubsetEstimator(surrogate).fit(store, "goal").predict(subsets)
+    second = SubsetEstimator(surrogate).fit(shuffled, "goal").predict(swapped)
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_a_task_given_twice_counts_once_and_weights_are_mixtures(store):
+    estimator = SubsetEstimator().fit(store, "goal")
+    names, weights = estimator.predict([["a", "a", "b"]]), estimator.predict(np.asarray([[1.0, 1.0, 0.0]]))
+    assert names == pytest.approx(weights)
+    assert estimator.predict(np.asarray([[3.0, 3.0, 0.0]])) == pytest.approx(weights)
+
+
+def test_several_stores_are_averaged(store, tmp_path):
+    other = make_store(tmp_path / "other", seed=1)
+    both = SubsetEstimator().fit([store, other], "goal").predict([["a"]])
+    alone = [SubsetEstimator().fit(s, "goal").predict([["a"]])[0] for s in (store, other)]
+    assert both[0] == pytest.approx(np.mean(alone))
+
+
+def test_scikit_learn_conventions(store):
+    estimator = SubsetEstimator("empirical_fisher", regularization=0.3)
+    assert clone(estimator).get_params() == {"surrogate": "empirical_fisher", "regularization": 0.3}
+    assert estimator.fit(store, "goal") is estimator
+    with pytest.raises(NotFittedError):
+        SubsetEstimator().predict([["a"]])
+
+
+def test_wrong_subsets_are_one_sentence(store):
+    estimator = SubsetEstimator().fit(store, "goal")
+    with pytest.raises(ConfigError, match="unknown task 'd'"):
+        estimator.predict([["a", "d"]])
+    with pytest.raises(DataError, match="subset 1 is empty"):
+        estimator.predict([["a"], []])
+    with pytest.raises(DataError, match=r"shape \(m, 3\)"):
+        estimator.predict(np.ones((1, 2)))
+    with pytest.raises(DataError, match="not negative"):
+        estimator.predict(np.asarray([[1.0, -1.0, 0.0]]))
+
+
+def test_a_wrong_target_surrogate_or_store_is_one_sentence(store, tmp_path):
+    with pytest.raises(DataError, match="target 'gaol' has no dev rows .*did you mean 'goal'"):
+        SubsetEstimator().fit(store, "gaol")
+    with pytest.raises(ConfigError, match="did you mean 'offset_logistic'"):
+        SubsetEstimator("offset_logistics").fit(store, "goal")
+    with pytest.raises(ConfigError, match="must be positive"):
+        SubsetEstimator(regularization=0.0).fit(store, "goal")
+    with pytest.raises(StoreError, match="collect again with gradients.objectives including"):
+        SubsetEstimator("offset_logistic").fit(make_store(tmp_path / "s", log_odds=False), "goal")

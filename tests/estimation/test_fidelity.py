@@ -1,0 +1,48 @@
+"""The numbers that say how far estimates can be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from hf_tasksel.errors import DataError
+from hf_tasksel.estimation.fidelity import measure_fidelity
+
+TRUE = np.asarray([1.0, 1.2, 0.9, 1.5, 1.1, 1.4, 0.8, 1.3])
+
+
+def test_perfect_estimates_have_no_error_and_no_regret():
+    found = measure_fidelity(TRUE, TRUE, TRUE)
+    assert (found.spearman, found.relative_error, found.regret) == (pytest.approx(1.0), 0.0, 0.0)
+    assert found.ceiling_spearman == pytest.approx(1.0)
+    assert found.verdict == "trust the ranking and the values"
+
+
+def test_a_shift_spoils_values_but_not_the_ranking():
+    found = measure_fidelity(TRUE - 1.0, TRUE)
+    assert found.spearman == pytest.approx(1.0)
+    assert found.verdict == "trust the ranking, not the values"
+    assert found.ceiling_spearman is None
+
+
+def test_numbers_are_those_of_their_definitions():
+    estimates = TRUE + np.asarray([0.1, -0.1, 0.2, 0.0, 0.1, -0.3, 0.4, 0.1])
+    found = measure_fidelity(estimates, TRUE)
+    assert found.spearman == pytest.approx(spearmanr(estimates, TRUE).statistic)
+    assert found.relative_error == pytest.approx(np.mean([abs(e - t) / t for e, t in zip(estimates, TRUE, strict=True)]))
+    constant = [abs(np.delete(TRUE, i).mean() - t) / t for i, t in enumerate(TRUE)]
+    assert found.constant_error == pytest.approx(np.mean(constant))
+    assert found.regret == pytest.approx(TRUE[estimates.argmin()] - TRUE.min())
+
+
+def test_noise_is_not_trusted():
+    rng = np.random.default_rng(0)
+    assert measure_fidelity(rng.permutation(TRUE)[::-1], TRUE).verdict.startswith("do not trust")
+    assert measure_fidelity(np.ones(8), TRUE).spearman == 0.0
+
+
+@pytest.mark.parametrize(("estimates", "truths"), [([1, 2], [1, 2]), ([1, 2, 3], [1, 2]), ([1, 2, np.nan], [1, 2, 3])])
+def test_too_little_or_broken_input_is_refused(estimates, truths):
+    with pytest.raises(DataError, match="fidelity needs"):
+        measure_fidelity(estimates, truths)
