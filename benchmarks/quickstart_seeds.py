@@ -55,17 +55,26 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     """Run the pipeline on tasks of one seed, and true fine-tunes beside it."""
     write_tasks(folder / "tasks", generate_tasks(seed))
     held_out = folder / "tasks" / "target"
-    overrides = ["--output_dir", str(folder / "out"), "--seed", str(seed), "--tasks.from", f"{folder}/tasks/*.jsonl.gz"]
+    overrides = [
+        "--output_dir",
+        str(folder / "out"),
+        "--seed",
+        str(seed),
+        "--tasks.from",
+        f"{folder}/tasks/*.jsonl.gz",
+    ]
     overrides += ["--target.dev_dataset", str(held_out / f"{TARGET}.dev.jsonl.gz")]
     overrides += ["--target.test_dataset", str(held_out / f"{TARGET}.test.jsonl.gz")]
     config = RunConfig.from_yaml(ROOT / "recipes" / "quickstart.yaml", overrides)
     run = pipeline.Run(config, print)
     rows = pipeline.run_all(run)
     estimator = SubsetEstimator().fit(run_stores(run.output_dir, "half"), TARGET)
-    ensemble = random_ensemble(estimator, num_subsets=500)
+    floor = config.selection.min_tasks
+    ensemble = random_ensemble(estimator, num_subsets=500, min_tasks=floor)
     subsets = {
-        "forward": forward_selection(estimator).selected,
-        "backward": backward_elimination(estimator).selected,
+        "forward": forward_selection(estimator, min_tasks=floor).selected,
+        "forward, no floor": forward_selection(estimator).selected,
+        "backward": backward_elimination(estimator, min_tasks=floor).selected,
         "random_ensemble": ensemble.selected,
         "helpful": planted("helpful"),
         "helpful and neutral": planted("helpful", "neutral"),
@@ -87,7 +96,7 @@ def planted(*kinds: str) -> list[str]:
 
 def tune(run: pipeline.Run, name: str, tasks: list[str]) -> dict[str, float]:
     """Fine-tune the base on some tasks; return test loss and answer accuracy."""
-    folder = run.output_dir / "study" / name.replace(" ", "-")
+    folder = run.output_dir / "study" / name.replace(",", "").replace(" ", "-")
     args = dataclasses.replace(run.final_args, output_dir=str(folder))
     lora = lora_config(run.config, run.is_encoder_decoder)
     fine_tune(
@@ -112,7 +121,7 @@ def summarize(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     losses = {n: [next(r for r in s["closing_table"] if r["model"] == n)["test_loss"] for s in seeds] for n in names}
     losses |= {n: [s["subsets"][n]["test_loss"] for s in seeds] for n in seeds[0]["subsets"]}
     kinds = {}
-    for method in ("forward", "backward", "random_ensemble"):
+    for method in ("forward", "forward, no floor", "backward", "random_ensemble"):
         chosen = [[PLANTED[task] for task in s["subsets"][method]["tasks"]] for s in seeds]
         kinds[method] = {
             kind: [kinds_of_seed.count(kind) for kinds_of_seed in chosen] for kind in dict.fromkeys(PLANTED.values())

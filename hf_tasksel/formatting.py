@@ -43,8 +43,11 @@ class RowFormat:
 
 def complete_chain_of_thought(row: dict[str, Any]) -> tuple[str, str]:
     rationale, answer = text(row.get("rationale")), text(row.get("answer"))
-    if not answer and "####" in rationale:  # GSM8K keeps the answer behind four hashes
-        rationale, answer = (part.strip() for part in rationale.rsplit("####", 1))
+    if rationale == answer:
+        rationale = ""  # both fields read the same column
+    both = rationale or answer
+    if "####" in both and not (rationale and answer):  # GSM8K keeps the answer behind four hashes
+        rationale, answer = (part.strip() for part in both.rsplit("####", 1))
     if not answer:
         return "", ""
     return (

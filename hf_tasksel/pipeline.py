@@ -34,7 +34,7 @@ from .run_record import RunRecord, versions
 from .selection.result import SELECTION_FILE, SelectionResult
 from .selection.search import SEARCHES, check_method
 from .stores import checkpoint_steps, run_stores, store_path
-from .tasks import TaskSplits, load_tasks, report_dict
+from .tasks import TaskSplits, count_truncated, load_tasks, report_dict
 from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 from .training_args import checkpoint_step
 
@@ -77,12 +77,8 @@ class Run:
 
     @cached_property
     def splits(self) -> TaskSplits:
-        """The run's data; what was left out is said and kept on record."""
-        splits = load_tasks(self.config)
-        for line in splits.report.lines():
-            self.say(f"data: {line}")
-        self.record.update(data=report_dict(splits.report))
-        return splits
+        """The run's data as text."""
+        return load_tasks(self.config)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -91,10 +87,16 @@ class Run:
 
     @cached_property
     def tokenized(self) -> dict[str, Dataset]:
-        """`train`, `dev` and `test` rows as tokens."""
+        """`train`, `dev` and `test` rows as tokens; what was left out is said and kept on record."""
         options = (self.tokenizer, self.config.max_length, self.is_encoder_decoder)
         parts = {"train": self.splits.train, "dev": self.splits.dev, "test": self.splits.test}
-        return {name: tokenize_rows(rows, *options) for name, rows in parts.items()}
+        tokenized = {name: tokenize_rows(rows, *options) for name, rows in parts.items()}
+        report = self.splits.report
+        report.truncated = count_truncated(tokenized["train"], self.config.max_length)
+        for line in report.lines():
+            self.say(f"data: {line}")
+        self.record.update(data=report_dict(report))
+        return tokenized
 
     @cached_property
     def data_fingerprint(self) -> str:
@@ -360,7 +362,8 @@ def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo:
     if redo:
         run.say(f"{stage}: {', '.join(changed)} changed, doing it again")
         return False
-    key = changed[0] if changed else "settings"
+    # a hash of the data says least: name it only where nothing else differs
+    key = next((k for k in changed if k != "data"), "data")
     raise TaskSelectionError(
         f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is "
         f"{settings.get(key)!r}:"

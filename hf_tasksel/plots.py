@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ def label(name: str) -> str:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, atomically."""
     FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script the font lacks: boxes
         figure.savefig(temporary, format="png", dpi=120)
 
 

@@ -46,12 +46,16 @@ class DataReport:
     rows: dict[str, int] = field(default_factory=dict)
     empty_completions: dict[str, int] = field(default_factory=dict)
     leaked: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return one sentence for each thing that a user should know."""
         dropped = [f"{n} rows of {t!r} without a completion were left out" for t, n in self.empty_completions.items()]
         leaked = [f"{n} rows of {t!r} were left out: they are also target rows" for t, n in self.leaked.items()]
-        return dropped + leaked
+        long = [
+            f"{n} rows of {t!r} fill max_length: what is longer loses its beginning" for t, n in self.truncated.items()
+        ]
+        return dropped + leaked + long
 
 
 @dataclass(frozen=True)
@@ -416,6 +420,14 @@ def find_leakage(
             f"task {name!r} has {count} rows that are also dev or test rows of the target {target.task!r}: "
             "remove them, or set target.leakage to 'drop'"
         )
+
+
+def count_truncated(tokenized: Dataset, max_length: int) -> dict[str, int]:
+    """Return, per task, how many tokenized rows are as long as `max_length` allows."""
+    full = np.asarray([len(ids) >= max_length for ids in tokenized["input_ids"]])
+    tasks = np.asarray(tokenized["task"])[full]
+    names = tokenized.features["task"].names
+    return {names[task]: int((tasks == task).sum()) for task in np.unique(tasks)}
 
 
 def report_dict(report: DataReport) -> dict[str, dict[str, int]]:

@@ -45,8 +45,11 @@ def test_every_format_becomes_prompt_and_completion(row, prompt, completion, ans
 def test_gsm8k_keeps_its_answer_behind_four_hashes():
     row = {"question": "q", "solution": "3 + 4 = 7\n#### 7"}
     found = convert(row, "chain_of_thought", columns={"rationale": "solution"})
-    assert found["completion"] == " 3 + 4 = 7 The answer is 7."
-    assert found["answer"] == "7"
+    assert (found["completion"], found["answer"]) == (" 3 + 4 = 7 The answer is 7.", "7")
+    row = {"question": "q", "answer": "3 + 4 = 7\n#### 7"}
+    for columns in ({}, {"rationale": "answer"}):
+        found = convert(row, "chain_of_thought", columns=columns)
+        assert (found["completion"], found["answer"]) == (" 3 + 4 = 7 The answer is 7.", "7")
 
 
 def test_class_labels_become_their_names_and_missing_ones_become_empty():

@@ -11,7 +11,6 @@ from textwrap import dedent
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import huggingface_hub
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
@@ -30,15 +29,6 @@ FOLDER = {
     "empty.txt": b"",
     "plots/deep/pfad mit ä.json": b"{}",
 }
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("NO_PROXY", "*")
-    with HubServer() as server:
-        yield server
 
 
 @pytest.fixture

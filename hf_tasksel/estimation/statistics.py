@@ -75,7 +75,7 @@ def dev_rows(store: GradientStore, target: str) -> np.ndarray:
     """
     rows = np.flatnonzero((store.split == "dev") & (store.task == target))
     if not len(rows):
-        known = sorted(set(store.task[store.split == "dev"]))
+        known = sorted(set(store.task[store.split == "dev"].tolist()))
         raise DataError(
             f"target {target!r} has no dev rows in {store.path}{did_you_mean(target, known)}; "
             f"the store has dev rows of {known}"

@@ -202,6 +202,7 @@ class GradientCollator(TaskDataCollator):
             PerSampleGradients(model, sink),
         ):
             objectives = sample_objectives(forward_logits(model, inputs), labels, shifts_labels(model))
+            self._check_answers(batch, objectives.num_tokens)
             self._check_finite(batch, objectives.loss, "loss")
             gradients = {}
             for objective in self.objectives:
@@ -216,6 +217,15 @@ class GradientCollator(TaskDataCollator):
             objectives.num_tokens,
         )
         return GradientBatch(detached, gradients)
+
+    def _check_answers(self, batch: dict[str, Any], num_tokens: Tensor) -> None:
+        empty = (num_tokens == 0).nonzero()
+        if len(empty):
+            row = int(empty[0])
+            sample = int(batch["sample_idx"][row]) if "sample_idx" in batch else row
+            raise DataError(
+                f"sample {sample} has no answer token (all labels are -100): remove it, or raise max_length"
+            )
 
     def _check_finite(self, batch: dict[str, Any], values: Tensor, what: str) -> None:
         bad = (~torch.isfinite(values.detach())).nonzero()

@@ -74,8 +74,9 @@ def shifts_labels(model: Any) -> bool:
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    is_causal = LOSS_MAPPING.get(str(getattr(base, "loss_type", None))) is ForCausalLMLoss
-    return is_causal and not getattr(base.config, "is_encoder_decoder", False)
+    # a model whose class name tells no loss (GPT-2) falls back to the causal one, as in transformers
+    loss = LOSS_MAPPING.get(str(getattr(base, "loss_type", None)), ForCausalLMLoss)
+    return loss is ForCausalLMLoss and not getattr(base.config, "is_encoder_decoder", False)
 
 
 def sample_objectives(logits: Tensor, labels: Tensor, shift: bool) -> SampleObjectives:

@@ -85,7 +85,10 @@ def test_offset_logistic_minimises_its_objective(store, subset):
     f, g = store.value[rows].astype(float), store.gradients("log_odds")[rows].astype(float)
 
     def objective(w: np.ndarray) -> float:
-        return np.mean([np.log1p(np.exp(-(fi + gi @ w))) for fi, gi in zip(f, g, strict=True)]) + surrogate.damping * w @ w
+        return (
+            np.mean([np.log1p(np.exp(-(fi + gi @ w))) for fi, gi in zip(f, g, strict=True)])
+            + surrogate.damping * w @ w
+        )
 
     slow = minimize(objective, np.zeros(DIM), method="BFGS", options={"gtol": 1e-9})
     loss, gradient = slow_dev(store)

@@ -30,7 +30,9 @@ def test_numbers_are_those_of_their_definitions():
     estimates = TRUE + np.asarray([0.1, -0.1, 0.2, 0.0, 0.1, -0.3, 0.4, 0.1])
     found = measure_fidelity(estimates, TRUE)
     assert found.spearman == pytest.approx(spearmanr(estimates, TRUE).statistic)
-    assert found.relative_error == pytest.approx(np.mean([abs(e - t) / t for e, t in zip(estimates, TRUE, strict=True)]))
+    assert found.relative_error == pytest.approx(
+        np.mean([abs(e - t) / t for e, t in zip(estimates, TRUE, strict=True)])
+    )
     constant = [abs(np.delete(TRUE, i).mean() - t) / t for i, t in enumerate(TRUE)]
     assert found.constant_error == pytest.approx(np.mean(constant))
     assert found.regret == pytest.approx(TRUE[estimates.argmin()] - TRUE.min())

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import DataCollatorForSeq2Seq
 
 from conftest import tiny_llama, trained_lora
-from hf_tasksel.errors import ConfigError, ModelError, NonFiniteError, StoreError
+from hf_tasksel.errors import ConfigError, DataError, ModelError, NonFiniteError, StoreError
 from hf_tasksel.gradients.collator import GradientCollator
 from hf_tasksel.gradients.per_sample import trainable_shapes
 from reference import autograd_loop
@@ -135,6 +135,12 @@ def test_non_finite_loss_names_the_sample(tokenizer, rows, tmp_path):
         model.get_input_embeddings().weight[rows[3]["input_ids"][0]] = torch.nan
     with pytest.raises(NonFiniteError, match="sample 3 "):
         collect(model, tokenizer, rows, tmp_path / "s", batch_size=1)
+
+
+def test_a_sample_without_answer_tokens_is_named(model, tokenizer, rows, tmp_path):
+    silent = rows.map(lambda row: {"labels": [-100] * len(row["labels"])} if row["sample_idx"] == 5 else {})
+    with pytest.raises(DataError, match="sample 5 has no answer token"):
+        collect(model, tokenizer, silent, tmp_path / "s")
 
 
 def test_store_of_another_model_is_refused_and_the_difference_named(tokenizer, rows, tmp_path):

@@ -1,0 +1,21 @@
+"""Estimate the target loss of every pair of tasks from the folder of a finished run; no model is loaded.
+
+python examples/estimate_any_subset.py out/quickstart word_problems
+"""
+
+import json
+import sys
+from itertools import combinations
+from pathlib import Path
+
+from hf_tasksel import GradientStore, SubsetEstimator
+
+output_dir, target = sys.argv[1:3]
+step = json.loads(Path(output_dir, "meta", "meta.json").read_text())["checkpoints"]["half"]
+store = GradientStore(f"{output_dir}/gradients/checkpoint-{step}")
+estimator = SubsetEstimator().fit(store, target=target)
+
+pairs = list(combinations(estimator.task_names_, 2))
+losses = estimator.predict(pairs)
+for loss, pair in sorted(zip(losses, pairs, strict=True)):
+    print(f"{loss:8.4f}  {' + '.join(pair)}")

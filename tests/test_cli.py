@@ -1,0 +1,213 @@
+"""The command line as users meet it: one sentence and exit code 2 for a mistake, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import word_rows, write_jsonl
+
+from hf_tasksel import SelectionResult, cli
+
+
+@pytest.fixture
+def config_file(run_values, tmp_path):
+    """Write a configuration with some changes and return its path."""
+
+    def write(**changes: Any) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**run_values, **changes}, allow_unicode=True), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, base_folder, task_folder) -> Path:
+    """The output folder of a run up to its gradients."""
+    folder = tmp_path_factory.mktemp("cli")
+    values = {
+        "model_name_or_path": str(base_folder),
+        "output_dir": str(folder / "out"),
+        "tasks": {"from": str(task_folder / "*.jsonl")},
+        "target": {"task": "next", "dev_samples": 6, "test_samples": 6},
+        "lora": {"r": 2},
+        "meta": {"max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "disable_tqdm": True},
+        "gradients": {"dim": 32},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(values))
+    assert cli.main(["collect", str(folder / "c.yaml"), "--quiet"]) == 0
+    return folder / "out"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail as a user's mistake; return its one sentence."""
+    assert cli.main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("hf-tasksel: error: ")
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if line.startswith("hf-tasksel")]
+    assert captured.err.strip().splitlines()[-1:] == lines[-1:]
+    return lines[-1].removeprefix("hf-tasksel: error: ")
+
+
+def test_estimate_prints_json_and_needs_no_transformers(finished):
+    script = (
+        "import sys, time; from hf_tasksel import cli; started = time.perf_counter();"
+        f"code = cli.main(['estimate', {str(finished)!r}, '--subset', 'next,same', '--subset', 'skip']);"
+        "print(time.perf_counter() - started, file=sys.stderr);"
+        "bad = [m for m in ('transformers', 'peft', 'trl', 'accelerate', 'datasets') if m in sys.modules];"
+        "print(bad, file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert [e["tasks"] for e in answer["estimates"]] == [["next", "same"], ["skip"]]
+    assert all(0 < e["estimated_loss"] < 50 for e in answer["estimates"])
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_imports_no_library():
+    script = "import sys, hf_tasksel; print([m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--subset", "next,sam"], "unknown task 'sam' (did you mean 'same'?)"),
+        (["--subset", ","], "subset 0 is empty"),
+        (["--subset", "next", "--checkpoint", "third"], "checkpoint 'third' is not one of the kept ones"),
+        (["--subset", "next", "--surrogate", "fisher"], "did you mean 'empirical_fisher'?"),
+        (["--subset", "next", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_bad_estimates_are_one_sentence(arguments, message, finished, capsys):
+    assert message in fails(capsys, "estimate", str(finished), *arguments)
+
+
+def test_estimate_of_no_run_is_one_sentence(tmp_path, capsys):
+    assert "is not the output folder of a run" in fails(capsys, "estimate", str(tmp_path), "--subset", "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": {"task": "gaol"}}, "target 'gaol' is not one of the tasks"),
+        ({"target": {"task": "nexd"}}, "did you mean 'next'?"),
+        ({"target": {"task": "next", "dev_samples": 0, "test_samples": 3}}, "no dev rows"),
+        ({"metta": {}}, "unknown key metta (did you mean 'meta'?)"),
+        ({"meta": {"learning_rat": 1.0}}, "unknown key meta.learning_rat (did you mean 'learning_rate'?)"),
+        ({"fine_tuning": {"packing_": True}}, "unknown key fine_tuning.packing_"),
+        ({"lora": {"rr": 3}}, "unknown key lora.rr"),
+        ({"lora": {"target_modules": ["nothing"]}}, "LoRA could not be added"),
+        ({"selection": {"method": "forwards"}}, "did you mean 'forward'?"),
+        ({"gradients": {"projection": "sketch"}}, "projection"),
+        ({"model_name_or_path": "./nowhere"}, "there is no model folder './nowhere'"),
+        ({"estimator": {"checkpoint": "third"}}, "third"),
+    ],
+)
+def test_bad_configurations_are_one_sentence_before_any_training(changes, message, config_file, capsys):
+    assert message in fails(capsys, "run", config_file(**changes))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "task 'bad': "),
+        ([{"question": "?", "answer": ""}], "task 'bad' is empty: none of its 1 rows has a completion"),
+        ([{"question": "?", "respons": "x"}], "task 'bad': no format fits its columns ['question', 'respons']"),
+        (word_rows("goal", 40, 1), "rows that are also dev or test rows of the target 'goal'"),
+    ],
+)
+def test_bad_tasks_are_one_sentence(rows, message, config_file, tmp_path, capsys):
+    path = write_jsonl(tmp_path / "bad.jsonl", rows)
+    assert message in fails(capsys, "run", config_file(tasks={"bad": str(path)}))
+
+
+def test_a_missing_column_is_named(config_file, task_folder, capsys):
+    tasks = {"next": {"dataset": str(task_folder / "next.jsonl"), "columns": {"answer": "anser"}}}
+    assert "maps 'answer' to column 'anser', which is not there (did you mean 'answer'?)" in fails(
+        capsys, "run", config_file(tasks=tasks)
+    )
+
+
+def test_an_unwritable_output_is_one_sentence(config_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fails(capsys, "run", config_file(output_dir=str(tmp_path / "file" / "out")))
+
+
+def test_no_lora_parameters_is_one_sentence(config_file, capsys):
+    assert fails(capsys, "run", config_file(lora={"target_modules": []}))
+
+
+def test_a_fresh_adapter_is_one_sentence(config_file, capsys, run_values):
+    values = {**run_values["meta"], "learning_rate": 0.0}
+    assert "the adapter is fresh" in fails(capsys, "run", config_file(meta=values))
+
+
+def test_a_store_of_another_model_is_one_sentence(config_file, run_values, capsys):
+    path = config_file()
+    assert cli.main(["collect", path, "--quiet"]) == 0
+    record = Path(run_values["output_dir"], "run.json")
+    values = json.loads(record.read_text())
+    values["stages"] = {"meta": values["stages"]["meta"]}
+    record.write_text(json.dumps(values))
+    adapter = Path(run_values["output_dir"], "meta", "checkpoint-3", "adapter_model.safetensors")
+    other = Path(run_values["output_dir"], "meta", "checkpoint-6", "adapter_model.safetensors")
+    adapter.write_bytes(other.read_bytes())
+    assert "is of another adapter" in fails(capsys, "collect", path)
+
+
+def test_a_loss_that_is_not_finite_names_the_sample(config_file, monkeypatch, capsys):
+    from hf_tasksel import pipeline
+
+    path = config_file()
+    assert cli.main(["meta-train", path, "--quiet"]) == 0
+    load = pipeline.load_base
+
+    def poisoned(config):
+        model = load(config)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[5:].fill_(torch.nan)
+        return model
+
+    monkeypatch.setattr(pipeline, "load_base", poisoned)
+    message = fails(capsys, "collect", path)
+    assert "the loss of sample " in message
+    assert "is not finite" in message
+
+
+def test_json_output_holds_selection_and_evaluation(config_file, capsys, run_values):
+    assert cli.main(["run", config_file(), "--json"]) == 0
+    out = capsys.readouterr().out
+    answer = json.loads(out)
+    assert answer["selection"]["target"] == "goal"
+    assert [row["model"] for row in answer["evaluation"]][-1] == "selection"
+    assert SelectionResult.load(run_values["output_dir"]).selected == answer["selection"]["selected"]
+    assert cli.main(["run", config_file()]) == 0
+    text = capsys.readouterr().out
+    assert "target loss, nats per token" in text
+    assert "everything is in" in text
+
+
+def test_plan_trains_nothing(config_file, capsys, run_values):
+    assert cli.main(["plan", config_file(), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["samples"] == {"train": 72, "dev": 10, "test": 10}
+    assert not os.path.exists(run_values["output_dir"])
+    assert cli.main(["plan", config_file()]) == 0
+    assert "multiply-accumulates" in capsys.readouterr().out
+
+
+def test_help_is_for_people(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    assert "estimate" in capsys.readouterr().out
