@@ -11,6 +11,7 @@ from textwrap import dedent
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import huggingface_hub
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (

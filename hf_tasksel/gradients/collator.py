@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..distributed import barrier, distributed_rank
+from ..distributed import barrier, distributed_rank, gather_lists
 from ..errors import ConfigError, DataError, NonFiniteError
 from ..fingerprints import data_fingerprint, model_fingerprint
 from ..progress import progress_bar
@@ -142,9 +142,9 @@ class GradientCollator(TaskDataCollator):
                     model, rows, mine[start : start + shard_size], batch_size, advance
                 )
                 writer.write(columns, gradients)
-        barrier()
+        shares = dict(gather_lists([(str(rank), len(mine))]))  # also waits for every rank
         if rank == 0:
-            writer.finish(len(rows))
+            writer.finish(len(rows), shares)
         barrier()
         return GradientStore(output_dir)
 

@@ -303,8 +303,12 @@ class StoreWriter:
         ]
         return pa.schema([*names, *numbers, *gradients])
 
-    def finish(self, num_samples: int) -> GradientStore:
+    def finish(self, num_samples: int, ranks: dict[str, int] | None = None) -> GradientStore:
         """Mark the store complete and open it.
+
+        Args:
+            num_samples: how many rows there must be.
+            ranks: rank -> samples that it added in the last pass, for the record.
 
         Raises:
             StoreError: when rows are missing or doubled.
@@ -321,6 +325,7 @@ class StoreWriter:
                 **self.manifest,
                 "complete": True,
                 "num_samples": num_samples,
+                "ranks": ranks or {},
                 "shards": self.shard_names(),
             },
         )
