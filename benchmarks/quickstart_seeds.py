@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 4
 
-For each seed the tasks are generated anew and the whole pipeline runs; besides, the base is really fine-tuned on the planted
-groups and on the subsets that the other searches choose from the same gradients. Test losses are nats per token.
+For each seed the tasks are generated anew and the whole pipeline runs; besides, the base is really fine-tuned on the
+planted groups and on what other searches choose from the same gradients. Test losses are nats per token.
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ def info(selection) -> CardInfo:
         EvaluationRow("all tasks", 3, 1.0, 1.1, 1.12, 0.2, 30, 4.0),
         EvaluationRow("selection", 2, 0.8, 0.9, 0.91, 0.35, 20, 3.0),
     ]
-    return CardInfo("user/base", selection, rows, ["openai/gsm8k"], {"bad": "a note"}, {"torch": "2"}, config_yaml="a: ```")
+    return CardInfo(
+        "user/base", selection, rows, ["openai/gsm8k"], {"bad": "a note"}, {"torch": "2"}, config_yaml="a: ```"
+    )
 
 
 @pytest.fixture
@@ -69,9 +71,20 @@ def test_the_card_holds_metadata_results_and_both_lists_of_tasks(folder):
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == "user/base"
     assert card.data.datasets == ["openai/gsm8k"]
-    metrics = {m["type"]: m["value"] for m in yaml.safe_load(card.data.to_yaml())["model-index"][0]["results"][0]["metrics"]}
+    metrics = {
+        m["type"]: m["value"] for m in yaml.safe_load(card.data.to_yaml())["model-index"][0]["results"][0]["metrics"]
+    }
     assert metrics["loss"] == 0.91
-    for text in ("nothing (base)", "all tasks", "0.9100", "35.0%", "-0.1000", "a note", "plots/selection.png", "hf-tasksel run"):
+    for text in (
+        "nothing (base)",
+        "all tasks",
+        "0.9100",
+        "35.0%",
+        "-0.1000",
+        "a note",
+        "plots/selection.png",
+        "hf-tasksel run",
+    ):
         assert text in card.text
 
 
@@ -111,7 +124,10 @@ def test_push_sends_adapter_card_and_evidence_and_no_pickle(folder, api, hub):
 
 def test_a_selection_is_read_back_from_the_hub(folder, api, hub, selection, tmp_path):
     push(folder, "tester/selected", api=api)
-    script = "import json, hf_tasksel; print(json.dumps(hf_tasksel.SelectionResult.from_pretrained('tester/selected').to_dict()))"
+    script = (
+        "import json; from hf_tasksel import SelectionResult;"
+        "print(json.dumps(SelectionResult.from_pretrained('tester/selected').to_dict()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], env=hub.environment(tmp_path), capture_output=True, text=True, check=True
     )
@@ -120,7 +136,7 @@ def test_a_selection_is_read_back_from_the_hub(folder, api, hub, selection, tmp_
 
 def test_a_token_in_a_file_is_refused(folder, api, hub):
     (folder / "run.json").write_text(json.dumps({"hub_token": hub.token}))
-    with pytest.raises(TaskSelectionError, match="run.json holds your Hub token"):
+    with pytest.raises(TaskSelectionError, match=r"run\.json holds your Hub token"):
         push(folder, "tester/selected", api=api)
     assert not any("commit" in str(entry) for entry in hub.log)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import word_rows, write_jsonl
 
+from conftest import word_rows, write_jsonl
 from hf_tasksel import SelectionResult, pipeline
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import TaskSelectionError

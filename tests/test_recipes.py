@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset
 
 from hf_tasksel import cli, tasks
 from hf_tasksel.arguments import fine_tuning_arguments, meta_arguments
@@ -15,7 +15,6 @@ from hf_tasksel.config import RunConfig
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p for p in ROOT.glob("recipes/**/*.yaml") if p.parent.name != "accelerate_configs")
 SHARED = ROOT.parent / "shared" / "data"
-LABELLED = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
 # What the datasets of the recipes look like on the Hub, one column per key.
 ROWS = {
     "openai/gsm8k": {"question": "q {}", "answer": "3 + 4 = 7\n#### 7"},
@@ -34,7 +33,9 @@ ROWS = {
 
 def stand_in(path: str, *args: object, split: str = "train", **options: object) -> Dataset:
     """Rows with the columns of a Hub dataset; every split has its own."""
-    rows = [{k: v.format(f"{split}{i}") if isinstance(v, str) else v for k, v in ROWS[path].items()} for i in range(700)]
+    rows = [
+        {k: v.format(f"{split}{i}") if isinstance(v, str) else v for k, v in ROWS[path].items()} for i in range(700)
+    ]
     dataset = Dataset.from_list(rows)
     if "label" in dataset.column_names:
         dataset = dataset.cast_column("label", ClassLabel(names=["bad", "good", "other"]))

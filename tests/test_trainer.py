@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama, trained_lora
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+from conftest import tiny_llama, trained_lora
 from hf_tasksel import TaskSelectionConfig, TaskSelectionTrainer
 from hf_tasksel.errors import ConfigError, DataError, ModelError
 from hf_tasksel.formatting import tokenize_rows

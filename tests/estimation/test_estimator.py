@@ -140,11 +140,11 @@ def test_wrong_subsets_are_one_sentence(store):
 
 
 def test_a_wrong_target_surrogate_or_store_is_one_sentence(store, tmp_path):
-    with pytest.raises(DataError, match="target 'gaol' has no dev rows .*did you mean 'goal'"):
+    with pytest.raises(DataError, match=r"target 'gaol' has no dev rows .*did you mean 'goal'"):
         SubsetEstimator().fit(store, "gaol")
     with pytest.raises(ConfigError, match="did you mean 'offset_logistic'"):
         SubsetEstimator("offset_logistics").fit(store, "goal")
     with pytest.raises(ConfigError, match="must be positive"):
         SubsetEstimator(regularization=0.0).fit(store, "goal")
-    with pytest.raises(StoreError, match="collect again with gradients.objectives including"):
+    with pytest.raises(StoreError, match=r"collect again with gradients.objectives including"):
         SubsetEstimator("offset_logistic").fit(make_store(tmp_path / "s", log_odds=False), "goal")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import token_log_odds
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -16,6 +15,7 @@ from transformers import (
 
 from hf_tasksel.gradients import objective
 from hf_tasksel.gradients.objective import sample_objectives, shifts_labels
+from reference import token_log_odds
 
 
 def test_values_and_gradients_equal_the_definition_in_float64():

@@ -105,7 +105,7 @@ def test_a_store_of_something_else_is_refused_by_the_difference(changes, message
 
 def test_a_gradient_too_large_for_the_dtype_names_sample_and_remedy(tmp_path):
     large = {"loss": np.full((1, DIM), 1e6)}
-    with pytest.raises(StoreError, match="sample 7 of task 'tâche 1' is not finite as float16: set gradients.dtype"):
+    with pytest.raises(StoreError, match=r"sample 7 of task 'tâche 1' is not finite as float16: set gradients.dtype"):
         writer(tmp_path / "s").write(columns([7]), large)
 
 

@@ -15,7 +15,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from hf_tasksel import SelectionResult
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), "tester/selected")
-print(sum(p.numel() for n, p in model.named_parameters() if "lora_" in n), SelectionResult.from_pretrained("tester/selected").target)
+selection = SelectionResult.from_pretrained("tester/selected")
+print(sum(p.numel() for n, p in model.named_parameters() if "lora_" in n), selection.target)
 """
 
 

@@ -1,0 +1,43 @@
+"""Every example runs as its docstring says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import word_rows, write_jsonl
+from hf_tasksel import SelectionResult
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def example(name: str, *arguments: object) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_drop_in_trainer(base_folder, tmp_path):
+    data = write_jsonl(
+        tmp_path / "d.jsonl", [{"text": f"{r['question']} {r['answer']}"} for r in word_rows("x", 40, 1)]
+    )
+    assert "'eval_loss'" in example("drop_in_trainer.py", base_folder, data, tmp_path / "out")
+    swapped = (EXAMPLES / "drop_in_trainer.py").read_text()
+    assert swapped.count("hf_tasksel") == 1, "the class name must be the only difference"
+
+
+def test_python_api_and_estimate_any_subset(tmp_path):
+    said = example("python_api.py", tmp_path / "out")
+    assert "fine-tuned on" in said
+    selection = SelectionResult.load(tmp_path / "out" / "selection.json")
+    assert len(selection.effects) == 13
+    (tmp_path / "out" / "meta" / "meta.json").write_text('{"checkpoints": {"half": 15}}')
+    (tmp_path / "out" / "gradients").symlink_to(tmp_path / "out" / "meta" / "gradients")
+    lines = example("estimate_any_subset.py", tmp_path / "out", "word_problems").splitlines()
+    assert len(lines) == 13 * 12 // 2
+    losses = [float(line.split()[0]) for line in lines]
+    assert losses == sorted(losses)

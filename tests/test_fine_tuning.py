@@ -1,0 +1,63 @@
+"""The final fine-tune: the base, once, on the union of the chosen tasks."""
+
+from __future__ import annotations
+
+import pytest
+from trl import SFTConfig
+
+from hf_tasksel import SelectionResult, fine_tune
+from hf_tasksel.errors import ConfigError, DataError
+from hf_tasksel.evaluation import mean_loss
+from hf_tasksel.fine_tuning import union_rows
+from hf_tasksel.formatting import tokenize_rows
+from hf_tasksel.models import load_adapter
+from hf_tasksel.tasks import combine_tasks
+
+
+@pytest.fixture
+def args(tmp_path):
+    return SFTConfig(
+        str(tmp_path / "out"),
+        max_steps=8,
+        learning_rate=1e-2,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def test_the_union_holds_the_rows_of_the_chosen_tasks_in_order(text_tasks):
+    rows = union_rows(combine_tasks(text_tasks), ["same", "next"])
+    assert rows["sample_idx"][:] == [*range(12), *range(24, 36)]
+    with pytest.raises(ConfigError, match=r"unknown task 'nxt' \(did you mean 'next'\?\)"):
+        union_rows(combine_tasks(text_tasks), ["nxt"])
+    with pytest.raises(DataError, match="no task is selected"):
+        union_rows(combine_tasks(text_tasks), [])
+
+
+def test_a_fine_tune_from_a_folder_lowers_the_loss_and_saves_the_evidence(args, text_tasks, base_folder, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    selection = SelectionResult("goal", "forward", ["next"], ["skip", "same"], 1.0, 1.0, {"next": 0.0})
+    tuned = fine_tune(str(base_folder), text_tasks, selection, args)
+    assert (tuned.tasks, tuned.train_samples) == (["next"], 12)
+    assert SelectionResult.load(tuned.output_dir) == selection
+    rows = tokenize_rows(text_tasks["next"], tokenizer)
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    before = mean_loss(base, tokenizer, rows)
+    assert mean_loss(load_adapter(base, tuned.output_dir), tokenizer, rows) < before - 0.1
+
+
+def test_tokenized_and_text_rows_give_the_same_adapter(args, text_tasks, base_folder, tokenizer, tmp_path):
+    import dataclasses
+
+    from safetensors.torch import load_file
+
+    tokenized = tokenize_rows(combine_tasks(text_tasks), tokenizer)
+    weights = []
+    for i, rows in enumerate((text_tasks, tokenized)):
+        options = dataclasses.replace(args, output_dir=str(tmp_path / str(i)))
+        fine_tune(str(base_folder), rows, ["next", "skip"], options, processing_class=tokenizer)
+        weights.append(load_file(tmp_path / str(i) / "adapter_model.safetensors"))
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
