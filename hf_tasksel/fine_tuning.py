@@ -27,10 +27,11 @@ from transformers import (
 
 from .config import resolve_path
 from .errors import ConfigError, DataError, did_you_mean
+from .files import read_json
 from .formatting import tokenize_rows
 from .models import DEFAULT_LORA
 from .progress import show_progress
-from .selection.result import SelectionResult
+from .selection.result import SELECTION_FILE, SelectionResult
 from .tasks import combine_tasks, task_names
 
 
@@ -52,8 +53,12 @@ class TunedModel:
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Push adapter, card and evidence in one commit; see `hub.push` for the options. Returns the address."""
-        from .hub import push
+        from .hub import CardInfo, push, write_card
 
+        evidence = self.output_dir / SELECTION_FILE
+        if evidence.is_file() and not (self.output_dir / "evaluation.json").is_file():
+            base = read_json(self.output_dir / "adapter_config.json")["base_model_name_or_path"]
+            write_card(self.output_dir, CardInfo(base, SelectionResult.load(evidence), rows=()))
         return push(self.output_dir, repo_id, **options)
 
 

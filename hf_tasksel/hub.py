@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,17 @@ T = TypeVar("T")
 # Only these leave the machine: no pickles (training_args.bin, optimizer.pt), no checkpoints.
 UPLOADED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md", "plots/*.png"]
 RETRIES = 3
+EFFECT_NOTE = (
+    "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps."
+)
+TRUST_NOTE = (
+    "Estimated losses come from one multitask training and one gradient pass. They are not calibrated: trust how they rank "
+    "subsets more than their values, which can even be negative. What was measured is in the first table."
+)
+LIMITS_NOTE = (
+    "The adapter inherits the limits of its base and of the training data. The selection was made for one target; other "
+    "abilities were not measured."
+)
 PLACE = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -113,39 +125,36 @@ def card_metadata(info: CardInfo) -> ModelCardData:
 def card_text(info: CardInfo) -> str:
     """Return the card's Markdown without metadata."""
     selection = info.selection
-    base = text(info.base_model if is_hub_id(info.base_model) else Path(info.base_model).name)
-    loads = "AutoModelForCausalLM.from_pretrained(BASE)"
+    named = info.base_model if is_hub_id(info.base_model) else Path(info.base_model).name
+    base = text(named)
+    loads = f"AutoModelForCausalLM.from_pretrained({json.dumps(named)})"
+    count = f"{len(selection.selected)} of {len(selection.effects)} tasks"
+    measured = [
+        evaluation_table(info.rows),
+        "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table. One seed.",
+        "![measured losses](plots/evaluation.png)",
+    ]
     parts = [
         f"# {text(selection.target)}, fine-tuned on selected tasks",
-        f"A LoRA adapter for `{base}`, trained on {len(selection.selected)} of {len(selection.effects)} tasks "
-        f"that were "
-        f"chosen for a low loss on **{text(selection.target)}** by first-order estimates (arXiv 2409.19458) with "
-        "hf\\_tasksel.",
+        f"A LoRA adapter for `{base}`, trained on {count} that were chosen for a low loss on "
+        f"**{text(selection.target)}** by first-order estimates (arXiv 2409.19458) with hf\\_tasksel.",
         "## Results",
-        evaluation_table(info.rows),
-        "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table. "
-        "One seed.",
-        "![measured losses](plots/evaluation.png)",
+        *(measured if info.rows else ["Not measured yet."]),
         "## Selected tasks",
         task_table(info, selection.selected),
         "## Dropped tasks",
         task_table(info, selection.dropped) if selection.dropped else "None.",
-        "The effect is the estimated loss with the task minus without it, everything else as selected: negative "
-        "helps.",
-        "![search path and task effects](plots/selection.png)",
+        EFFECT_NOTE,
+        *(["![search path and task effects](plots/selection.png)"] if info.rows else []),
         "## How far to trust this",
-        "Estimated losses come from one multitask training and one gradient pass. They are not calibrated: "
-        "trust how they "
-        "rank subsets more than their values. What was measured is in the first table.",
+        TRUST_NOTE,
         "## Use",
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'model = PeftModel.from_pretrained({loads}, "THIS_REPO")\n```',
         "```python\nfrom hf_tasksel import SelectionResult\n\n"
         'SelectionResult.from_pretrained("THIS_REPO")  # what was chosen, and why\n```',
         "## Limits",
-        "The adapter inherits the limits of its base and of the training data. The selection was made for one "
-        "target; other "
-        "abilities were not measured.",
+        LIMITS_NOTE,
         "## Reproduce",
         f"```\n{info.command}\n```",
         "<details><summary>config.yaml and versions</summary>\n\n"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from .files import atomic_path
 
@@ -97,13 +98,13 @@ def draw_effects(axes: Any, selection: SelectionResult, notes: Mapping[str, str]
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("estimated effect on the target loss: left helps, right hurts")
     axes.set_title("effect of each task beside the selected ones", loc="left", fontsize=11)
-    handles = [axes.barh([], [], color=color, label=text) for color, text in ((BLUE, "selected"), (GREY, "dropped"))]
+    handles = [Patch(color=color, label=text) for color, text in ((BLUE, "selected"), (GREY, "dropped"))]
     axes.legend(handles=handles, frameon=False, fontsize=9)
     tidy(axes, "x")
 
 
 def plot_evaluation(rows: Sequence[EvaluationRow], path: str | Path) -> None:
-    """Draw the measured test loss of each model with what was estimated, and answer accuracies where there are any."""
+    """Draw the measured test loss of each model, and answer accuracies where there are any."""
     with_answers = all(row.answer_accuracy is not None for row in rows)
     figure = Figure(figsize=(10 if with_answers else 6, 4.2), layout="constrained")
     panels = figure.subplots(1, 2 if with_answers else 1, squeeze=False)[0]
@@ -111,9 +112,6 @@ def plot_evaluation(rows: Sequence[EvaluationRow], path: str | Path) -> None:
     names = [label(row.model) for row in rows]
     losses = panels[0].bar(names, [row.test_loss for row in rows], color=colors, width=0.6)
     panels[0].bar_label(losses, [f"{row.test_loss:.3f}" for row in rows], padding=3)
-    estimated = [(i, row.estimated_loss) for i, row in enumerate(rows) if row.estimated_loss is not None]
-    panels[0].plot(*zip(*estimated, strict=True), "D", color=ORANGE, label="estimated (dev, not calibrated)")
-    panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_title("measured target loss on test (nats per token)", loc="left", fontsize=11)
     if with_answers:
         shares = [row.answer_accuracy or 0.0 for row in rows]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from .config import EMBEDDED_PREFIX, RunConfig
+from .config import RunConfig
 from .evaluation import EvaluationRow
+from .files import read_json, write_json
 from .hub import CardInfo, push, write_card
 from .plots import plot_evaluation, plot_selection
 from .run_record import RUN_FILE, versions
@@ -23,21 +25,30 @@ def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult
     plot_evaluation(rows, plots / "evaluation.png")
     shutil.copytree(plots, final / "plots", dirs_exist_ok=True)
     selection.save(final / SELECTION_FILE)
-    shutil.copyfile(output_dir / RUN_FILE, final / RUN_FILE)
+    write_json(final / RUN_FILE, without_folders(read_json(output_dir / RUN_FILE)))
     write_card(final, card_info(config, selection, rows))
+
+
+def without_folders(values: Any) -> Any:
+    """Return plain values in which a path of this machine is only its last part: more is nobody's business."""
+    if isinstance(values, dict):
+        return {key: without_folders(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_folders(value) for value in values]
+    return Path(values).name if isinstance(values, str) and values.startswith(("/", "~")) else values
 
 
 def card_info(config: RunConfig, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:
     """Collect what the model card says."""
     return CardInfo(
-        base_model=config.model_name_or_path.removeprefix(EMBEDDED_PREFIX),
+        base_model=config.model_name_or_path,
         selection=selection,
         rows=rows,
         datasets=hub_datasets(config),
         task_notes=config.task_notes,
         versions=versions(),
         command="hf-tasksel run config.yaml",
-        config_yaml=yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True),
+        config_yaml=yaml.safe_dump(without_folders(config.to_dict()), sort_keys=False, allow_unicode=True),
     )
 
 

@@ -61,3 +61,18 @@ def test_tokenized_and_text_rows_give_the_same_adapter(args, text_tasks, base_fo
         fine_tune(str(base_folder), rows, ["next", "skip"], options, processing_class=tokenizer)
         weights.append(load_file(tmp_path / str(i) / "adapter_model.safetensors"))
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_a_fine_tune_is_pushed_with_a_card_and_the_selection(args, text_tasks, base_folder, hub):
+    from huggingface_hub import HfApi
+
+    selection = SelectionResult(
+        "goal", "forward", ["next"], ["skip", "same"], 1.0, 1.0, dict.fromkeys(text_tasks, 0.0)
+    )
+    tuned = fine_tune(str(base_folder), text_tasks, selection, args)
+    tuned.push_to_hub("tester/tuned", api=HfApi(endpoint=hub.url, token=hub.token))
+    files = hub.files("tester/tuned")
+    assert {"adapter_model.safetensors", "selection.json", "README.md"} <= set(files)
+    card = files["README.md"].decode()
+    assert "trained on 1 of 3 tasks" in card
+    assert str(base_folder) not in card
