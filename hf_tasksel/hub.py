@@ -29,12 +29,12 @@ EFFECT_NOTE = (
     "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps."
 )
 TRUST_NOTE = (
-    "Estimated losses come from one multitask training and one gradient pass. They are not calibrated: trust how they rank "
-    "subsets more than their values, which can even be negative. What was measured is in the first table."
+    "Estimated losses come from one multitask training and one gradient pass. They are not calibrated: trust how they "
+    "rank subsets more than their values, which can even be negative. What was measured is in the first table."
 )
 LIMITS_NOTE = (
-    "The adapter inherits the limits of its base and of the training data. The selection was made for one target; other "
-    "abilities were not measured."
+    "The adapter inherits the limits of its base and of the training data. The selection was made for one target; "
+    "other abilities were not measured."
 )
 PLACE = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -131,7 +131,7 @@ def card_text(info: CardInfo) -> str:
     count = f"{len(selection.selected)} of {len(selection.effects)} tasks"
     measured = [
         evaluation_table(info.rows),
-        "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table. One seed.",
+        "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table.",
         "![measured losses](plots/evaluation.png)",
     ]
     parts = [
