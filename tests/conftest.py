@@ -129,12 +129,11 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def run_values(base_folder: Path, task_folder: Path, tmp_path: Path) -> dict[str, Any]:
+def small_run(base_folder: Path, task_folder: Path, output_dir: Path) -> dict[str, Any]:
     """Plain values of a run configuration that takes a few seconds."""
     return {
         "model_name_or_path": str(base_folder),
-        "output_dir": str(tmp_path / "out"),
+        "output_dir": str(output_dir),
         "tasks": {"from": str(task_folder / "*.jsonl")},
         "target": {
             "task": "goal",
@@ -148,6 +147,12 @@ def run_values(base_folder: Path, task_folder: Path, tmp_path: Path) -> dict[str
         "gradients": {"dim": 64, "batch_size": 8, "shard_size": 32},
         "generation": {"max_new_tokens": 4},
     }
+
+
+@pytest.fixture
+def run_values(base_folder: Path, task_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """`small_run` with a fresh output folder."""
+    return small_run(base_folder, task_folder, tmp_path / "out")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import word_rows, write_jsonl
+from conftest import small_run, word_rows, write_jsonl
 from hf_tasksel import SelectionResult, cli
 
 
@@ -33,15 +33,8 @@ def config_file(run_values, tmp_path):
 def finished(tmp_path_factory, base_folder, task_folder) -> Path:
     """The output folder of a run up to its gradients."""
     folder = tmp_path_factory.mktemp("cli")
-    values = {
-        "model_name_or_path": str(base_folder),
-        "output_dir": str(folder / "out"),
-        "tasks": {"from": str(task_folder / "*.jsonl")},
-        "target": {"task": "next", "dev_samples": 6, "test_samples": 6},
-        "lora": {"r": 2},
-        "meta": {"max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "disable_tqdm": True},
-        "gradients": {"dim": 32},
-    }
+    values = small_run(base_folder, task_folder, folder / "out")
+    values["target"] = {"task": "next", "dev_samples": 6, "test_samples": 6}
     (folder / "c.yaml").write_text(yaml.safe_dump(values))
     assert cli.main(["collect", str(folder / "c.yaml"), "--quiet"]) == 0
     return folder / "out"

@@ -8,13 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import word_rows, write_jsonl
+from conftest import small_run, word_rows, write_jsonl
 from hf_tasksel import SelectionResult, pipeline
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import TaskSelectionError
 from hf_tasksel.gradients.collator import GradientCollator
-
-QUIET = {"disable_tqdm": True}
 
 
 def run(values: dict[str, Any]) -> list[Any]:
@@ -24,22 +22,7 @@ def run(values: dict[str, Any]) -> list[Any]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, base_folder, task_folder):
     """A finished run's values, closing table and folder."""
-    values = {
-        "model_name_or_path": str(base_folder),
-        "output_dir": str(tmp_path_factory.mktemp("run") / "out"),
-        "tasks": {"from": str(task_folder / "*.jsonl")},
-        "target": {
-            "task": "goal",
-            "dataset": str(task_folder / "target" / "goal.jsonl"),
-            "dev_samples": 10,
-            "test_samples": 10,
-            "include_in_training": False,
-        },
-        "lora": {"r": 4, "lora_alpha": 8},
-        "meta": {"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-2, **QUIET},
-        "gradients": {"dim": 64, "batch_size": 8, "shard_size": 32},
-        "generation": {"max_new_tokens": 4},
-    }
+    values = small_run(base_folder, task_folder, tmp_path_factory.mktemp("run") / "out")
     return values, run(values), pipeline.Path(values["output_dir"])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from conftest import small_run
 from hf_tasksel import GradientStore, SelectionResult
 
 
@@ -31,22 +32,8 @@ def outputs(tmp_path_factory, base_folder, task_folder) -> dict[int, Path]:
     found = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"processes-{processes}")
-        values = {
-            "model_name_or_path": str(base_folder),
-            "output_dir": str(folder / "out"),
-            "tasks": {"from": str(task_folder / "*.jsonl")},
-            "target": {
-                "task": "goal",
-                "dataset": str(task_folder / "target" / "goal.jsonl"),
-                "dev_samples": 9,
-                "test_samples": 9,
-                "include_in_training": False,
-            },
-            "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
-            "meta": {"max_steps": 6, "per_device_train_batch_size": 8 // processes, "learning_rate": 1e-2},
-            "gradients": {"dim": 64, "batch_size": 8, "shard_size": 16},
-            "generation": {"max_new_tokens": 4},
-        }
+        values = small_run(base_folder, task_folder, folder / "out")
+        values["meta"]["per_device_train_batch_size"] = 8 // processes
         (folder / "c.yaml").write_text(yaml.safe_dump(values))
         launch(folder / "c.yaml", processes)
         found[processes] = folder / "out"
