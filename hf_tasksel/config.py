@@ -121,11 +121,14 @@ class EstimatorConfig:
 
 @dataclass
 class SelectionConfig:
-    """How a subset is searched for. `num_subsets`, `subset_fraction` and `seed` belong to the random ensemble."""
+    """How a subset is searched for. `num_subsets`, `subset_fraction` and `seed` belong to the random ensemble.
 
-    method: str = "forward"
+    `min_tasks` is a quarter of the tasks by default: estimates of smaller subsets extrapolate too far.
+    """
+
+    method: str = "random_ensemble"
     max_tasks: int | None = None
-    min_tasks: int = 1
+    min_tasks: int | None = None
     num_subsets: int | None = None
     subset_fraction: float = 0.5
     seed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -236,7 +237,8 @@ def fit_estimator(run: Run) -> SubsetEstimator:
 def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
     """Run the configured search."""
     options = config.selection
-    arguments: dict[str, Any] = {"max_tasks": options.max_tasks, "min_tasks": options.min_tasks}
+    floor = math.ceil(len(estimator.task_names_) / 4) if options.min_tasks is None else options.min_tasks
+    arguments: dict[str, Any] = {"max_tasks": options.max_tasks, "min_tasks": min(floor, options.max_tasks or floor)}
     if options.method == "random_ensemble":
         arguments |= {
             "num_subsets": options.num_subsets,
