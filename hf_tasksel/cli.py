@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,8 @@ def quiet_libraries(quiet: bool) -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    # deprecations between peft, trl and transformers: nothing that a user of this command can act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if quiet or not sys.stderr.isatty():
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
