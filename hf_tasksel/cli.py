@@ -66,6 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
         )
         stage.add_argument("config", metavar="CONFIG.yaml")
         stage.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+        if name == "collect":
+            stage.add_argument(
+                "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
+            )
         stage.add_argument("--quiet", action="store_true", help="no progress bars and no messages")
     description = "estimated target loss of any subsets, from a finished run's gradients; loads no model"
     command = commands.add_parser("estimate", help=description, description=description)
@@ -130,7 +134,7 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
     from . import pipeline
 
     say = (lambda message: None) if options.quiet or options.json else print_message
-    current = pipeline.Run(config, say)
+    current = pipeline.Run(config, say, repair=getattr(options, "repair", False))
     result = pipeline.STAGES[options.command](current)
     finish(current, config, options, result)
 

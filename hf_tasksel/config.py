@@ -98,16 +98,25 @@ class TargetConfig(TaskConfig):
 
 @dataclass
 class GradientsConfig:
-    """What the gradient pass stores. `checkpoints` names meta checkpoints: `half`, `end`, or a step number."""
+    """What the gradient pass stores, and how it goes about it.
+
+    Attributes:
+        objectives: `loss`, `log_odds`, or both.
+        projection, dim, seeds, dtype: the sketch of each gradient; see `GradientCollator`.
+        checkpoints: meta checkpoints to expand at: `half`, `end`, or a step number.
+        batch_size, tokens_per_batch, shard_size, self_check: see `PassOptions`; they do not change the result.
+    """
 
     objectives: list[str] = field(default_factory=lambda: ["loss"])
     projection: str = "count_sketch"
     dim: int = 400
-    seed: int = 0
+    seeds: list[int] = field(default_factory=lambda: [0])
     dtype: str = "float16"
     checkpoints: list[Any] = field(default_factory=lambda: ["half", "end"])
-    batch_size: int = 16
+    batch_size: int = 64
+    tokens_per_batch: int | None = 4096
     shard_size: int = 1024
+    self_check: bool = True
 
 
 @dataclass

@@ -14,8 +14,7 @@ from .answer_accuracy import AnswerAccuracy
 from .distributed import distributed_rank, gather_lists
 from .errors import NonFiniteError
 from .formatting import render
-from .gradients.model import evaluation_mode, forward_logits
-from .gradients.objective import sample_objectives, shifts_labels
+from .gradients.model import batch_objectives, evaluation_mode
 from .progress import progress_bar
 
 
@@ -73,7 +72,7 @@ def mean_loss(
             rows = mine[start : start + batch_size]
             features = [{k: dataset[i][k] for k in ("input_ids", "labels")} for i in rows]
             inputs = {k: v.to(device) for k, v in collate(features).items()}
-            exact = sample_objectives(forward_logits(model, inputs), inputs["labels"], shifts_labels(model))
+            exact = batch_objectives(model, inputs)
             if not torch.isfinite(exact.loss).all():
                 bad = rows[int((~torch.isfinite(exact.loss)).nonzero()[0])]
                 raise NonFiniteError(f"the loss of evaluation row {bad} is not finite: the fine-tune diverged")

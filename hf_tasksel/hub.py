@@ -5,26 +5,23 @@ from __future__ import annotations
 import html
 import json
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .errors import TaskSelectionError
 from .files import atomic_path
+from .hub_upload import upload
 
 if TYPE_CHECKING:
     from .evaluation import EvaluationRow
     from .selection.result import SelectionResult
 
-T = TypeVar("T")
 # Only these leave the machine: no pickles (training_args.bin, optimizer.pt), no checkpoints.
 UPLOADED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md", "plots/*.png"]
-RETRIES = 3
 EFFECT_NOTE = (
     "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps."
 )
@@ -210,91 +207,21 @@ def write_card(output_dir: str | Path, info: CardInfo) -> Path:
     return path
 
 
-def push(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Adapter, card and evidence of a task selection",
-    api: HfApi | None = None,
-) -> str:
+def push(folder: str | Path, repo_id: str, **options: Any) -> str:
     """Create the repository if needed and upload a folder's adapter, card and evidence in one commit.
 
     Args:
         folder: `final/` of a run, or `TunedModel.output_dir`.
-        repo_id: `user/name`; a bare name goes to the logged-in user.
-        private: whether a new repository is private.
-        revision, create_pr: branch to commit to, or open a pull request instead.
-        api: a client of your own (endpoint, token).
-
-    Returns:
-        The address of the commit or pull request.
+        repo_id, options: as in `hub_upload.upload`.
 
     Raises:
-        TaskSelectionError: without an adapter, without a token or rights, when the Hub cannot be reached, or when a
-            file holds the token.
+        TaskSelectionError: without an adapter, and as in `hub_upload.upload`.
     """
-    folder, api = Path(folder), api or HfApi()
-    if not (folder / "adapter_config.json").is_file():
+    if not (Path(folder) / "adapter_config.json").is_file():
         raise TaskSelectionError(f"there is nothing to push in {folder}: run `hf-tasksel fine-tune` first")
-    refuse_token(folder, api.token if isinstance(api.token, str) else get_token())
-    try:
-        url = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        if revision is not None:
-            with_retries(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True))
-        commit = with_retries(
-            lambda: api.upload_folder(
-                repo_id=url.repo_id,
-                folder_path=folder,
-                allow_patterns=UPLOADED,
-                ignore_patterns=["checkpoint-*", ".*"],
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-            )
-        )
-    except LocalTokenNotFoundError:
-        raise TaskSelectionError("pushing needs a Hub token: run `hf auth login` or set HF_TOKEN") from None
-    except HfHubHTTPError as error:
-        raise TaskSelectionError(f"cannot push to {repo_id!r}: {hub_reason(error)}") from error
-    except OSError as error:
-        raise TaskSelectionError(f"cannot push to {repo_id!r}: the Hub cannot be reached ({error})") from error
-    return str(commit.pr_url or commit.commit_url)
-
-
-def hub_reason(error: HfHubHTTPError) -> str:
-    """Say in a few words why the Hub refused."""
-    status = getattr(error.response, "status_code", None)
-    reasons = {
-        401: "the token is missing or not valid: run `hf auth login` or set HF_TOKEN",
-        403: "the token has no right to write there: choose another hub.repo_id, or a token with write access",
-        404: "there is no such repository or revision",
-    }
-    return reasons.get(status or 0, (error.server_message or str(error)).strip().splitlines()[0])
-
-
-def with_retries(call: Callable[[], T]) -> T:
-    """Call, and again after 1 and 2 seconds when the Hub has a passing fault (5xx) or does not answer."""
-    for attempt in range(RETRIES):
-        try:
-            return call()
-        except HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", 0)
-            if status < 500 or attempt == RETRIES - 1:
-                raise
-        except ConnectionError:
-            if attempt == RETRIES - 1:
-                raise
-        time.sleep(2.0**attempt)
-    raise AssertionError("unreachable")
-
-
-def refuse_token(folder: Path, token: Any) -> None:
-    """Raise `TaskSelectionError` when a file of the folder holds the token."""
-    if not isinstance(token, str) or not token:
-        return
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if token.encode() in path.read_bytes():
-            raise TaskSelectionError(f"{path} holds your Hub token: remove it from the file before pushing")
+    return upload(
+        folder,
+        repo_id,
+        patterns=UPLOADED,
+        **{"commit_message": "Adapter, card and evidence of a task selection", **options},
+    )

@@ -18,7 +18,7 @@ from .adapters import ADAPTER_FILE, load_adapter_weights
 from .arguments import comparisons, fine_tuning_arguments, meta_arguments
 from .config import RunConfig
 from .distributed import barrier, distributed_rank
-from .errors import TaskSelectionError
+from .errors import StoreError, TaskSelectionError
 from .estimation.estimator import SubsetEstimator
 from .estimation.surrogates import surrogate_class
 from .evaluation import EvaluationRow, answer_accuracy, mean_loss
@@ -27,6 +27,7 @@ from .fine_tuning import fine_tune
 from .fingerprints import data_fingerprint, value_fingerprint
 from .formatting import tokenize_rows
 from .gradients.collator import GradientCollator
+from .gradients.store import MANIFEST_FILE, GradientStore
 from .models import add_lora, load_adapter, load_base, load_model_config, load_tokenizer, lora_config
 from .plots import plot_selection
 from .progress import show_progress
@@ -41,6 +42,7 @@ from .training_args import checkpoint_step
 
 EVALUATION_FILE = "evaluation.json"
 ESTIMATES_FILE = "estimates.parquet"
+PASS_OPTIONS = ("batch_size", "tokens_per_batch", "shard_size", "self_check")  # they do not change the gradients
 
 
 class Run:
@@ -49,14 +51,16 @@ class Run:
     Args:
         config: the run configuration.
         say: where messages go, on the first rank.
+        repair: collect the samples of damaged gradient shards again instead of stopping at them.
 
     Raises:
         ConfigError: when any section holds an unknown key or a refused value.
         TaskSelectionError: when the output folder cannot be written.
     """
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None] = print) -> None:
+    def __init__(self, config: RunConfig, say: Callable[[str], None] = print, *, repair: bool = False) -> None:
         self.config = config
+        self.repair = repair
         self.output_dir = Path(config.output_dir)
         self._say = say
         check_method(config.selection.method)
@@ -178,10 +182,9 @@ def collect(run: Run) -> None:
     for step in dict.fromkeys(checkpoint_steps(run.output_dir).values()):
         folder = store_path(run.output_dir, step)
         stage = f"gradients/checkpoint-{step}"
-        ignored = ("checkpoints", "batch_size", "shard_size")
-        kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in ignored}
+        kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("checkpoints", *PASS_OPTIONS)}
         settings = {"meta": run.record.fingerprint("meta"), "gradients": kept, "step": step}
-        if finished(run, stage, settings, folder / "manifest.json"):
+        if finished(run, stage, settings, folder / MANIFEST_FILE) and not (run.repair and is_damaged(folder)):
             continue
         if model is None:
             model = load_adapter(
@@ -195,7 +198,7 @@ def collect(run: Run) -> None:
             objectives=options.objectives,
             projection=options.projection,
             dim=options.dim,
-            seed=options.seed,
+            seeds=options.seeds,
             dtype=options.dtype,
         )
         with run.record.stage(stage, value_fingerprint(settings), settings):
@@ -203,10 +206,19 @@ def collect(run: Run) -> None:
                 model,
                 splits,
                 folder,
-                batch_size=options.batch_size,
-                shard_size=options.shard_size,
                 description=f"gradients at step {step}",
+                repair=run.repair,
+                **{name: getattr(options, name) for name in PASS_OPTIONS},
             )
+
+
+def is_damaged(folder: Path) -> bool:
+    """Say whether a gradient store cannot be opened as it is."""
+    try:
+        GradientStore(folder)
+    except StoreError:
+        return True
+    return False
 
 
 def select(run: Run) -> SelectionResult:

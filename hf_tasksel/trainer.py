@@ -25,8 +25,9 @@ from .adapters import load_adapter_weights
 from .distributed import distributed_rank
 from .errors import DataError, ModelError
 from .formatting import tokenize_rows
-from .gradients.collator import SIDE_COLUMNS, GradientCollator, TaskDataCollator
+from .gradients.collator import GradientCollator, TaskDataCollator
 from .gradients.objective import sample_objectives, shifts_labels
+from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
 from .sampling import MultitaskSampler
 from .tasks import combine_tasks
@@ -262,7 +263,7 @@ class TaskSelectionMixin(TrainerBase):
         checkpoint: str | int | None = None,
         output_dir: str | Path | None = None,
         *,
-        batch_size: int | None = None,
+        pass_options: Mapping[str, Any] | None = None,
         **collator_options: Any,
     ) -> GradientStore:
         """Collect the gradients of all training rows and of the eval rows (as the `dev` split).
@@ -270,7 +271,7 @@ class TaskSelectionMixin(TrainerBase):
         Args:
             checkpoint: a kept meta checkpoint (`half`, `end` or a step) to expand at; None is the model as it is now.
             output_dir: the store's folder; by default `gradients/checkpoint-<step>` beside the checkpoints.
-            batch_size: samples per forward pass; the eval batch size by default.
+            pass_options: fields of `PassOptions`, e.g. `{"tokens_per_batch": 8192}`.
             collator_options: keyword arguments of `GradientCollator`.
 
         Returns:
@@ -287,8 +288,8 @@ class TaskSelectionMixin(TrainerBase):
             model,
             self._gradient_splits(),
             folder,
-            batch_size=batch_size or self.args.per_device_eval_batch_size,
             description=f"gradients at step {step}",
+            **(pass_options or {}),
         )
 
     def _gradient_splits(self) -> dict[str, Dataset]:

@@ -14,15 +14,26 @@ def token_log_odds(logits: Tensor, label: int) -> Tensor:
     return torch.log(p / (1 - p))
 
 
+def answers(model: Any, row: dict[str, Tensor]) -> list[tuple[Tensor, int]]:
+    """Logits and label of every answer token of one unpadded row (or of its one class), by each family's rule."""
+    inputs = {k: v[None] for k, v in row.items() if k != "labels"}
+    labels = row["labels"]
+    if labels.dim() == 0:
+        return [(model(**inputs).logits[0], int(labels))]
+    if model.config.is_encoder_decoder:  # the decoder reads the labels one position later, after its start token
+        start = torch.tensor([model.config.decoder_start_token_id])
+        inputs["decoder_input_ids"] = torch.cat([start, labels[:-1]])[None]
+        return list(zip(model(**inputs).logits[0], labels.tolist(), strict=True))
+    logits = model(**inputs).logits[0]
+    return [(logits[t - 1], label) for t, label in enumerate(labels.tolist()) if label != -100 and t]
+
+
 def sample_objective(model: Any, row: dict[str, Tensor], objective: str) -> Tensor:
-    """Mean loss or log-odds of one unpadded row of a causal LM, by the definition."""
-    logits = model(input_ids=row["input_ids"][None]).logits[0]
-    values = []
-    for position, label in enumerate(row["labels"].tolist()):
-        if label == -100:
-            continue
-        z = logits[position - 1]
-        values.append(-z.log_softmax(-1)[label] if objective == "loss" else token_log_odds(z, label))
+    """Mean loss or log-odds of one unpadded row, by the definition."""
+    values = [
+        -z.log_softmax(-1)[label] if objective == "loss" else token_log_odds(z, label)
+        for z, label in answers(model, row)
+    ]
     return torch.stack(values).mean()
 
 

@@ -1,4 +1,4 @@
-"""GradientCollator: a data collator that keeps task and sample ids, and runs the gradient pass."""
+"""GradientCollator: a data collator that keeps task and sample ids, and collects per-sample gradients."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..distributed import barrier, distributed_rank, gather_lists
 from ..errors import ConfigError, DataError, NonFiniteError
-from ..fingerprints import data_fingerprint, model_fingerprint
-from ..progress import progress_bar
-from .model import check_adapter, evaluation_mode, forward_logits, trainable_parameters
-from .objective import OBJECTIVES, SampleObjectives, sample_objectives, shifts_labels
+from .gradient_pass import PassOptions, collect_gradients
+from .model import batch_objectives, check_adapter, evaluation_mode, trainable_parameters, unwrap
+from .objective import OBJECTIVES, SampleObjectives
 from .per_sample import PerSampleGradients, trainable_shapes
 from .projection import make_projection
-from .store import GradientStore, StoreWriter
+from .samples import SIDE_COLUMNS
+from .store import GradientStore, StoreLayout
 
-SIDE_COLUMNS = ("task", "sample_idx")
+PACKED_COLUMNS = ("seq_lengths", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
 class TaskDataCollator:
@@ -47,7 +45,12 @@ class TaskDataCollator:
 
 @dataclass
 class GradientBatch:
-    """Per-sample results of one batch: objectives, and sketches of shape (batch_size, dim) per objective."""
+    """Per-sample results of one batch.
+
+    Attributes:
+        objectives: values, each of shape (batch_size,).
+        gradients: objective -> projected gradients of shape (num_seeds, batch_size, dim).
+    """
 
     objectives: SampleObjectives
     gradients: dict[str, Tensor]
@@ -57,15 +60,15 @@ class GradientCollator(TaskDataCollator):
     """Collates batches like any data collator, and collects per-sample LoRA gradients with `collect`.
 
     Args:
-        data_collator: pads features to a batch with `input_ids` and `labels` (right padding).
+        data_collator: pads features to a batch with `input_ids` and `labels`, on either side.
         objectives: `loss`, `log_odds`, or both: one backward pass per batch each.
         projection: `count_sketch`, `rademacher` or `identity`.
         dim: length of a projected gradient.
-        seed: seed of the projection.
-        dtype: numpy dtype that gradients are stored in.
+        seeds: seeds of the projection; several give several sketches of each gradient in one pass.
+        dtype: dtype that gradients are stored in, `float16` or `float32`.
 
     Raises:
-        ConfigError: for an unknown objective or projection.
+        ConfigError: for an unknown objective, projection or dtype, and for repeated seeds.
     """
 
     def __init__(
@@ -75,17 +78,18 @@ class GradientCollator(TaskDataCollator):
         objectives: Sequence[str] = ("loss",),
         projection: str = "count_sketch",
         dim: int = 400,
-        seed: int = 0,
+        seeds: Sequence[int] = (0,),
         dtype: str = "float16",
     ) -> None:
         super().__init__(data_collator)
-        unknown = [o for o in objectives if o not in OBJECTIVES]
-        if unknown or not objectives:
+        if not objectives or any(o not in OBJECTIVES for o in objectives):
             raise ConfigError(f"gradients.objectives {list(objectives)} must be a choice of {list(OBJECTIVES)}")
         if dtype not in ("float16", "float32"):
             raise ConfigError(f"gradients.dtype must be float16 or float32, not {dtype!r}")
+        if not seeds or len(set(seeds)) != len(seeds):
+            raise ConfigError(f"gradients.seeds must be one or several different integers, not {list(seeds)}")
         self.objectives = list(objectives)
-        self.projection = make_projection(projection, dim, seed)
+        self.projections = [make_projection(projection, dim, seed) for seed in seeds]
         self.dtype = dtype
 
     def collect(
@@ -94,184 +98,109 @@ class GradientCollator(TaskDataCollator):
         datasets: Mapping[str, Dataset],
         output_dir: str | Path,
         *,
-        batch_size: int = 16,
-        shard_size: int = 1024,
         description: str = "gradients",
+        **options: Any,
     ) -> GradientStore:
         """Compute and store the gradients of every sample; a store that was begun is continued.
 
         Under a distributed launch every rank writes shards of its own part; all ranks return the finished store.
 
         Args:
-            model: a model with a trained LoRA adapter; not wrapped by DDP.
+            model: a model with a trained LoRA adapter; DDP's wrapper is looked through, FSDP2's shards are gathered.
             datasets: split name (`train`, `dev`) -> tokenized rows with `task` (ClassLabel) and `sample_idx`.
             output_dir: the store's folder.
-            batch_size: samples per forward pass; it does not change the result.
-            shard_size: samples per shard: what a killed pass loses at most.
             description: label of the progress bar.
+            options: fields of `PassOptions` (batch_size, tokens_per_batch, shard_size, self_check, repair).
 
         Raises:
-            ModelError: when the model has no trainable LoRA parameters, a fresh adapter, or unsupported ones.
-            StoreError: when the folder holds a store of something else.
+            ModelError: when the model has no trainable LoRA parameters, a fresh adapter, unsupported ones, or when
+                its gradients do not equal autograd's on two samples.
+            StoreError: when the folder holds a store of something else, a damaged shard, or another process writes.
             NonFiniteError: when a loss or gradient is not finite; names the sample.
         """
+        return collect_gradients(self, model, datasets, Path(output_dir), PassOptions(**options), description)
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Learn the model's trainable parameters, before the first call of `gradients`.
+
+        Raises:
+            ModelError: when the model has no trainable LoRA parameters, or a fresh adapter.
+        """
+        model = unwrap(model)
         check_adapter(model)
-        rank, world_size = distributed_rank()
-        self.projection.prepare(trainable_shapes(model))
-        rows = SampleTable(datasets)
-        writer = StoreWriter(
-            output_dir,
-            fingerprint={
-                **model_fingerprint(model),
-                "data": data_fingerprint(datasets),
-                **self.settings(),
-            },
-            dim=self.projection.dim,
-            objectives=self.objectives,
-            dtype=self.dtype,
-            task_names=rows.task_names,
-            is_main_process=rank == 0,
-        )
-        barrier()
-        pending = rows.pending(writer.finished_samples())
-        barrier()  # no rank may write before every rank has seen what is finished
-        mine = pending[rank::world_size]
-        with progress_bar(len(mine), description) as advance:
-            for start in range(0, len(mine), shard_size):
-                columns, gradients = self._collect_shard(
-                    model, rows, mine[start : start + shard_size], batch_size, advance
-                )
-                writer.write(columns, gradients)
-        shares = dict(gather_lists([(str(rank), len(mine))]))  # also waits for every rank
-        if rank == 0:
-            writer.finish(len(rows), shares)
-        barrier()
-        return GradientStore(output_dir)
+        for projection in self.projections:
+            projection.prepare(trainable_shapes(model))
 
-    def settings(self) -> dict[str, Any]:
-        """Return what distinguishes this collator's gradients from another's."""
-        return {"projection": f"{self.projection.kind}/{self.projection.seed}"}
-
-    def _collect_shard(
-        self,
-        model: torch.nn.Module,
-        rows: SampleTable,
-        positions: np.ndarray,
-        batch_size: int,
-        advance: Callable[[int], None],
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        by_length = positions[np.argsort(rows.lengths[positions], kind="stable")[::-1]]
-        batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-        results = []
-        for batch in batches:
-            features = [rows.feature(position) for position in batch]
-            results.append(self.gradients(model, self(features)))
-            advance(len(batch))
-        columns = rows.columns(by_length)
-        for name, attribute in (
-            ("value", "log_odds"),
-            ("loss", "loss"),
-            ("num_tokens", "num_tokens"),
-        ):
-            columns[name] = torch.cat([getattr(r.objectives, attribute) for r in results]).cpu().numpy()
-        gradients = {o: torch.cat([r.gradients[o] for r in results]).cpu().numpy() for o in self.objectives}
-        return columns, gradients
+    def layout(self, task_names: Sequence[str]) -> StoreLayout:
+        """Return what the columns of a store of these gradients are."""
+        first = self.projections[0]
+        seeds = tuple(p.seed for p in self.projections)
+        return StoreLayout(first.dim, tuple(self.objectives), seeds, self.dtype, tuple(task_names))
 
     def gradients(self, model: torch.nn.Module, batch: dict[str, Any]) -> GradientBatch:
         """Return objectives and projected per-sample gradients of one collated batch: one forward pass, and one
-        backward pass per objective.
+        backward pass per objective. Gradients that parameters had before are cleared.
 
         Raises:
             NonFiniteError: naming the first sample whose loss or gradient is not finite.
             DataError: for packed or padding-free batches, and for samples without answer tokens.
         """
+        model = unwrap(model)
+        refuse_packed(batch)
         first = trainable_parameters(model)[0]
-        device, dtype = first.device, torch.promote_types(first.dtype, torch.float32)
-        inputs = {k: v.to(device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
-        labels = inputs["labels"]
-        sketch = torch.zeros(len(labels), self.projection.dim, device=device, dtype=dtype)
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        inputs = {k: v.to(first.device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
+        shape = (len(self.projections), len(inputs["labels"]), self.projections[0].dim)
+        gradients = {o: torch.zeros(shape, device=first.device, dtype=dtype) for o in self.objectives}
+        current = self.objectives[0]
 
         def sink(name: str, gradient: Tensor) -> None:
-            if len(gradient) != len(labels):
-                raise DataError("gradients need one sample per batch row: packed and padding-free batches are refused")
-            self.projection.add(sketch, name, gradient.to(sketch.dtype))
+            for sketch, projection in zip(gradients[current], self.projections, strict=True):
+                projection.add(sketch, name, gradient.to(dtype))
 
-        with (
-            evaluation_mode(model),
-            torch.enable_grad(),
-            PerSampleGradients(model, sink),
-        ):
-            objectives = sample_objectives(forward_logits(model, inputs), labels, shifts_labels(model))
-            self._check_answers(batch, objectives.num_tokens)
-            self._check_finite(batch, objectives.loss, "loss")
-            gradients = {}
-            for objective in self.objectives:
-                sketch = torch.zeros_like(sketch)
-                objectives.get(objective).sum().backward(retain_graph=objective != self.objectives[-1])
-                self._check_finite(batch, sketch.sum(1), f"{objective} gradient")
-                gradients[objective] = sketch
+        with evaluation_mode(model), torch.enable_grad(), PerSampleGradients(model, sink) as watched:
+            watched.expect(inputs)
+            objectives = batch_objectives(model, inputs)
+            check_answers(batch, objectives.num_tokens)
+            check_finite(batch, objectives.loss, "loss")
+            for current in self.objectives:
+                objectives.get(current).sum().backward(retain_graph=current != self.objectives[-1])
+                check_finite(batch, gradients[current].sum((0, 2)), f"{current} gradient")
         model.zero_grad(set_to_none=True)
-        detached = SampleObjectives(
-            objectives.log_odds.detach(),
-            objectives.loss.detach(),
-            objectives.num_tokens,
+        return GradientBatch(objectives.detach(), gradients)
+
+
+def refuse_packed(batch: dict[str, Any]) -> None:
+    """Raise `DataError` for a batch in which a row holds several samples, or that has no labels."""
+    if "labels" not in batch:
+        raise DataError(f"gradients need a column 'labels'; the batch has {sorted(batch)}")
+    rows = len(batch["labels"])
+    packed = [name for name in PACKED_COLUMNS if name in batch]
+    if packed or len(batch.get("sample_idx", batch["labels"])) != rows:
+        raise DataError(
+            f"the batch is packed ({packed[0] if packed else f'{rows} rows for more samples'}): gradients need one "
+            "sample per row, so switch packing and padding_free off"
         )
-        return GradientBatch(detached, gradients)
-
-    def _check_answers(self, batch: dict[str, Any], num_tokens: Tensor) -> None:
-        empty = (num_tokens == 0).nonzero()
-        if len(empty):
-            row = int(empty[0])
-            sample = int(batch["sample_idx"][row]) if "sample_idx" in batch else row
-            raise DataError(
-                f"sample {sample} has no answer token (all labels are -100): remove it, or raise max_length"
-            )
-
-    def _check_finite(self, batch: dict[str, Any], values: Tensor, what: str) -> None:
-        bad = (~torch.isfinite(values.detach())).nonzero()
-        if len(bad):
-            row = int(bad[0])
-            sample = int(batch["sample_idx"][row]) if "sample_idx" in batch else row
-            raise NonFiniteError(
-                f"the {what} of sample {sample} is not finite: look at the row, lower the learning rate of the meta "
-                "training, or use a wider dtype"
-            )
 
 
-class SampleTable:
-    """The samples of all splits as one numbered table."""
+def sample_name(batch: dict[str, Any], row: int) -> str:
+    """Name the sample in a row of a batch for a message."""
+    return f"sample {int(batch['sample_idx'][row]) if 'sample_idx' in batch else row}"
 
-    def __init__(self, datasets: Mapping[str, Dataset]) -> None:
-        self.datasets = datasets
-        self.splits = np.concatenate([np.full(len(d), s, dtype=object) for s, d in datasets.items()])
-        self.sample_idx = np.concatenate([np.asarray(d["sample_idx"]) for d in datasets.values()])
-        if len(np.unique(self.sample_idx)) != len(self.sample_idx):
-            raise DataError("sample_idx must be unique over all splits; some occur twice")
-        self.lengths = np.concatenate([[len(x) for x in d["input_ids"]] for d in datasets.values()])
-        names = [d.features["task"].names for d in datasets.values()]
-        self.task_names = max(names, key=len)
-        self.tasks = np.concatenate(
-            [np.asarray(d.features["task"].names, dtype=object)[np.asarray(d["task"])] for d in datasets.values()]
+
+def check_answers(batch: dict[str, Any], num_tokens: Tensor) -> None:
+    """Raise `DataError` naming the first sample without answer tokens."""
+    empty = (num_tokens == 0).nonzero()
+    if len(empty):
+        name = sample_name(batch, int(empty[0]))
+        raise DataError(f"{name} has no answer token (all labels are -100): remove it, or raise max_length")
+
+
+def check_finite(batch: dict[str, Any], values: Tensor, what: str) -> None:
+    """Raise `NonFiniteError` naming the first sample whose value is not finite."""
+    bad = (~torch.isfinite(values.detach())).nonzero()
+    if len(bad):
+        raise NonFiniteError(
+            f"the {what} of {sample_name(batch, int(bad[0]))} is not finite: look at the row, lower the learning rate "
+            "of the meta training, or use a wider dtype"
         )
-        self._starts = np.cumsum([0, *[len(d) for d in datasets.values()]])
-
-    def __len__(self) -> int:
-        return len(self.sample_idx)
-
-    def pending(self, finished: np.ndarray) -> np.ndarray:
-        """Return the positions of the samples that are not finished yet."""
-        return np.flatnonzero(~np.isin(self.sample_idx, finished))
-
-    def feature(self, position: int) -> dict[str, Any]:
-        """Return one tokenized row."""
-        part = int(np.searchsorted(self._starts, position, side="right")) - 1
-        row: dict[str, Any] = list(self.datasets.values())[part][int(position - self._starts[part])]
-        return row
-
-    def columns(self, positions: np.ndarray) -> dict[str, Any]:
-        """Return the identifying columns of the samples at `positions`."""
-        return {
-            "sample_idx": self.sample_idx[positions],
-            "task": self.tasks[positions].tolist(),
-            "split": self.splits[positions].tolist(),
-        }

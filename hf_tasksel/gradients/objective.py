@@ -20,40 +20,41 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 class LogOdds(torch.autograd.Function):
-    """Log-odds of the right token, in chunks of rows, so that a float copy of all logits never exists.
+    """Log-odds of the right token, in chunks of answer tokens: neither a copy nor a softmax of all logits ever exists.
 
-    Input logits (num_tokens, vocabulary) and labels (num_tokens,); output (num_tokens,), at least float32.
+    Input logits (..., vocabulary) and labels (...), -100 where there is no answer; output like labels, at least
+    float32, and 0 where there is no answer.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        log_odds = torch.empty(len(labels), dtype=dtype, device=logits.device)
-        others = torch.empty_like(log_odds)
-        for rows in row_chunks(logits):
-            z, y = logits[rows].to(dtype), labels[rows, None]
-            right = z.gather(1, y)[:, 0]
-            others[rows] = z.scatter(1, y, -torch.inf).logsumexp(1)
+        z, y = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        log_odds = torch.zeros(len(y), dtype=dtype, device=logits.device)
+        others = torch.zeros_like(log_odds)
+        for rows in answer_chunks(y, z.shape[1]):
+            chunk, label = z[rows].to(dtype), y[rows, None]
+            right = chunk.gather(1, label)[:, 0]
+            others[rows] = chunk.scatter_(1, label, -torch.inf).logsumexp(1)
             log_odds[rows] = right - others[rows]
         ctx.save_for_backward(logits, labels, others)
-        return log_odds
+        return log_odds.reshape(labels.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         logits, labels, others = ctx.saved_tensors
-        (grad,) = grads
-        result = torch.empty_like(logits)
-        for rows in row_chunks(logits):
-            share = (logits[rows].to(others.dtype) - others[rows, None]).exp_()  # of each other token among the others
-            share.neg_().scatter_(1, labels[rows, None], 1.0)
-            result[rows] = (share * grad[rows, None]).to(result.dtype)
-        return result, None
+        z, y, grad = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), grads[0].reshape(-1, 1)
+        result = torch.zeros_like(z)
+        for rows in answer_chunks(y, z.shape[1]):
+            share = (z[rows].to(others.dtype) - others[rows, None]).exp_()  # of each other token among the others
+            share.neg_().scatter_(1, y[rows, None], 1.0)
+            result[rows] = share.mul_(grad[rows]).to(result.dtype)
+        return result.reshape(logits.shape), None
 
 
-def row_chunks(logits: Tensor) -> list[slice]:
-    """Split the rows of (num_tokens, vocabulary) so that a chunk has at most about `CHUNK_ELEMENTS` elements."""
-    step = max(1, CHUNK_ELEMENTS // max(1, logits.shape[1]))
-    return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
+def answer_chunks(labels: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
+    """Split the positions of answer tokens so that their logits have at most about `CHUNK_ELEMENTS` elements."""
+    return (labels != IGNORE_INDEX).nonzero()[:, 0].split(max(1, CHUNK_ELEMENTS // vocabulary))
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class SampleObjectives:
         """Return `loss` or `log_odds`."""
         return self.loss if objective == "loss" else self.log_odds
 
+    def detach(self) -> SampleObjectives:
+        """Return the same values without the graph that made them."""
+        return SampleObjectives(self.log_odds.detach(), self.loss.detach(), self.num_tokens)
+
 
 def shifts_labels(model: Any) -> bool:
     """Say whether position t of the model's logits predicts label t + 1, as in decoders, and not label t."""
@@ -77,6 +82,11 @@ def shifts_labels(model: Any) -> bool:
     # a model whose class name tells no loss (GPT-2) falls back to the causal one, as in transformers
     loss = LOSS_MAPPING.get(str(getattr(base, "loss_type", None)), ForCausalLMLoss)
     return loss is ForCausalLMLoss and not getattr(base.config, "is_encoder_decoder", False)
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """Move labels one position to the left, to where decoders predict them: (batch, time), -100 at the end."""
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def sample_objectives(logits: Tensor, labels: Tensor, shift: bool) -> SampleObjectives:
@@ -90,15 +100,13 @@ def sample_objectives(logits: Tensor, labels: Tensor, shift: bool) -> SampleObje
     if logits.dim() == 2:
         logits, labels = logits[:, None], labels.reshape(-1, 1)
     elif shift:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+        labels = shifted(labels)
     answer = labels != IGNORE_INDEX
-    log_odds = LogOdds.apply(logits[answer], labels[answer])
-    sample = answer.nonzero()[:, 0]
+    log_odds = LogOdds.apply(logits, labels)
     num_tokens = answer.sum(1)
     divisor = num_tokens.clamp(min=1).to(log_odds.dtype)
-    zeros = torch.zeros(len(labels), dtype=log_odds.dtype, device=log_odds.device)
     return SampleObjectives(
-        log_odds=zeros.index_add(0, sample, log_odds) / divisor,
-        loss=zeros.index_add(0, sample, functional.softplus(-log_odds)) / divisor,
+        log_odds=(log_odds * answer).sum(1) / divisor,
+        loss=(functional.softplus(-log_odds) * answer).sum(1) / divisor,
         num_tokens=num_tokens,
     )

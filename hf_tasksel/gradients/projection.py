@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -44,6 +44,19 @@ class Projection:
         """
         raise NotImplementedError
 
+    def lift(self, sketch: Tensor, name: str, shape: torch.Size) -> Tensor:
+        """Apply the transposed map: the part of a vector in parameter space that a vector of sketch space stands for.
+
+        Args:
+            sketch: (dim,).
+            name, shape: of the parameter.
+
+        Returns:
+            A tensor of the parameter's shape, such that its inner product with a gradient is the inner product of
+            `sketch` with the gradient's sketch.
+        """
+        raise NotImplementedError
+
     def generator(self, name: str) -> torch.Generator:
         """Return a CPU generator seeded by kind, seed and parameter name, equal on every machine."""
         digest = hashlib.sha256(f"{self.kind}/{self.seed}/{name}".encode()).digest()
@@ -67,11 +80,15 @@ class CountSketch(Projection):
         place, sign = self._map(name, flat.shape[1], flat.device)
         sketch.index_add_(1, place, flat * sign.to(flat.dtype))
 
+    def lift(self, sketch: Tensor, name: str, shape: torch.Size) -> Tensor:
+        place, sign = self._map(name, shape.numel(), sketch.device)
+        return (sketch[place] * sign.to(sketch.dtype)).reshape(shape)
+
     def _map(self, name: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (name, device)
         if key not in self._maps:
             generator = self.generator(name)
-            place = torch.randint(self.dim, (size,), generator=generator)
+            place = torch.randint(self.dim, (size,), generator=generator, dtype=torch.int32)
             sign = torch.randint(2, (size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
             self._maps[key] = place.to(device), sign.to(device)
         return self._maps[key]
@@ -85,11 +102,20 @@ class Rademacher(Projection):
 
     def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
         flat = gradient.reshape(len(gradient), -1)
+        for rows, signs in self._blocks(name, flat.shape[1], flat):
+            sketch.add_(flat[:, rows] @ signs, alpha=1 / math.sqrt(self.dim))
+
+    def lift(self, sketch: Tensor, name: str, shape: torch.Size) -> Tensor:
+        parts = [signs @ sketch for _, signs in self._blocks(name, shape.numel(), sketch)]
+        return torch.cat(parts).reshape(shape) / math.sqrt(self.dim)
+
+    def _blocks(self, name: str, size: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (entries, signs of shape (entries, dim)), the same ones every time."""
         generator = self.generator(name)
-        for start in range(0, flat.shape[1], self.block):
-            part = flat[:, start : start + self.block]
-            signs = torch.randint(2, (part.shape[1], self.dim), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
-            sketch.add_(part @ signs.to(part.device, part.dtype), alpha=1 / math.sqrt(self.dim))
+        for start in range(0, size, self.block):
+            rows = slice(start, min(size, start + self.block))
+            signs = torch.randint(2, (rows.stop - start, self.dim), generator=generator, dtype=torch.int8)
+            yield rows, signs.mul_(2).sub_(1).to(like.device, like.dtype)
 
 
 class Identity(Projection):
@@ -107,6 +133,9 @@ class Identity(Projection):
     def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
         flat = gradient.reshape(len(gradient), -1)
         sketch[:, self._offsets[name] : self._offsets[name] + flat.shape[1]] += flat
+
+    def lift(self, sketch: Tensor, name: str, shape: torch.Size) -> Tensor:
+        return sketch[self._offsets[name] : self._offsets[name] + shape.numel()].reshape(shape)
 
 
 PROJECTIONS: dict[str, type[Projection]] = {cls.kind: cls for cls in (CountSketch, Rademacher, Identity)}

@@ -1,15 +1,16 @@
 """GradientStore: projected per-sample gradients on disk, as Arrow shards that `datasets` opens by itself.
 
-A shard's file name carries the checksum of its content and appears by renaming, so a shard is either whole and right
-or can be told to be damaged. `manifest.json` says what the gradients are of (fingerprints) and, once the pass is
-finished, which shards make up the store. Reading needs numpy and pyarrow only.
+Layout: `manifest.json` and `shard-<first sample>-<checksum>.arrow`. A shard's name carries its checksum, so that a
+whole shard can be told from a damaged one without any other file; it appears by renaming, so that a killed pass leaves
+whole shards only. The manifest says what the gradients are of (fingerprints) and, once the pass is finished, which
+shards make up the store and how many rows each has. Reading needs numpy and pyarrow only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,66 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
-from ..files import atomic_path, read_json, write_json
+from ..files import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+REMEDY = "run `hf-tasksel collect CONFIG --repair` (repair=True in Python), which collects its samples again"
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """What the columns of a store are.
+
+    Attributes:
+        dim: length of a projected gradient.
+        objectives: `loss`, `log_odds`, or both.
+        seeds: seeds of the projection; there is one column of gradients per objective and seed.
+        dtype: `float16` or `float32`.
+        task_names: all tasks, in the order of the task list.
+    """
+
+    dim: int
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+    dtype: str
+    task_names: tuple[str, ...]
+
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any]) -> StoreLayout:
+        """Read a layout back from a manifest."""
+        lists = {key: tuple(manifest[key]) for key in ("objectives", "seeds", "task_names")}
+        return cls(dim=int(manifest["dim"]), dtype=str(manifest["dtype"]), **lists)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a manifest."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def gradient_columns(self) -> dict[tuple[str, int], str]:
+        """Return (objective, seed) -> column name; the first seed's columns have plain names."""
+        return {
+            (objective, seed): f"{objective}_gradient" + (f"_{seed}" if i else "")
+            for objective in self.objectives
+            for i, seed in enumerate(self.seeds)
+        }
+
+    def schema(self) -> pa.Schema:
+        """Return the Arrow schema of a shard."""
+        gradient = pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype)), self.dim)
+        return pa.schema(
+            [
+                ("sample_idx", pa.int64()),
+                ("task", pa.string()),
+                ("split", pa.string()),
+                ("value", pa.float32()),
+                ("loss", pa.float32()),
+                ("num_tokens", pa.int32()),
+                *((name, gradient) for name in self.gradient_columns().values()),
+            ]
+        )
 
 
 class GradientStore:
@@ -32,28 +86,37 @@ class GradientStore:
 
     Args:
         path: the store's folder.
+        verify: recompute every shard's checksum first.
 
     Raises:
-        StoreError: when the folder holds no finished store, or a shard is missing.
+        StoreError: when the folder holds no finished store, or a shard is missing or damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
+        self.layout = StoreLayout.from_manifest(self.manifest)
         if not self.manifest.get("complete"):
             raise StoreError(
                 f"the gradient store {self.path} is not finished: run the gradient pass again to resume it"
             )
+        if verify:
+            self.verify()
 
     @property
     def dim(self) -> int:
         """Length of a projected gradient."""
-        return int(self.manifest["dim"])
+        return self.layout.dim
 
     @property
     def objectives(self) -> list[str]:
         """Which gradients there are: `loss`, `log_odds`, or both."""
-        return list(self.manifest["objectives"])
+        return list(self.layout.objectives)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the projection, one sketch each."""
+        return list(self.layout.seeds)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -65,7 +128,7 @@ class GradientStore:
 
     @cached_property
     def _shards(self) -> list[pa.Table]:
-        return [read_shard(self.path / name) for name in self.manifest["shards"]]
+        return [read_shard(self.path / shard["file"]) for shard in self.manifest["shards"]]
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -111,29 +174,53 @@ class GradientStore:
     def task_names(self) -> list[str]:
         """Names of the tasks that have training rows, in the order of the task list."""
         present = set(self.task[self.split == "train"])
-        return [name for name in self.manifest["task_names"] if name in present]
+        return [name for name in self.layout.task_names if name in present]
 
-    def gradients(self, objective: str = "loss") -> np.ndarray:
-        """Return projected gradients of `loss` or `log_odds`, shape (num_samples, dim).
+    def gradients(self, objective: str = "loss", seed: int | None = None) -> np.ndarray:
+        """Return projected gradients of `loss` or `log_odds`, shape (num_samples, dim), by one seed (the first).
 
         Raises:
-            StoreError: when the store does not hold that objective.
+            StoreError: when the store does not hold that objective or seed.
         """
-        if objective not in self.objectives:
+        result = np.empty((len(self), self.dim), dtype=self.layout.dtype)
+        for rows, block in self.blocks(objective, seed):
+            result[rows] = block
+        return result
+
+    def blocks(self, objective: str = "loss", seed: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read gradients shard by shard, memory-mapped: for stores that are larger than memory.
+
+        Yields:
+            Positions (rows,) among the samples ordered by `sample_idx`, and gradients (rows, dim).
+
+        Raises:
+            StoreError: as `gradients`.
+        """
+        column = self._gradient_column(objective, seed)
+        place = np.argsort(self._order)
+        start = 0
+        for shard in self._shards:
+            for batch in shard.to_batches():
+                block = batch[column].flatten().to_numpy().reshape(-1, self.dim)
+                yield place[start : start + len(block)], block
+                start += len(block)
+
+    def _gradient_column(self, objective: str, seed: int | None) -> str:
+        seed = self.seeds[0] if seed is None else seed
+        columns = self.layout.gradient_columns()
+        if (objective, seed) not in columns:
             raise StoreError(
-                f"the store {self.path} holds gradients of {self.objectives}, not of {objective!r}: collect "
-                f"again with "
-                f"gradients.objectives including {objective!r}"
+                f"the store {self.path} holds gradients of {self.objectives} by seeds {self.seeds}, not of "
+                f"{objective!r} by {seed}: collect again with gradients.objectives and gradients.seeds including them"
             )
-        column = f"{objective}_gradient"
-        parts = [shard[column].combine_chunks().flatten().to_numpy().reshape(-1, self.dim) for shard in self._shards]
-        return np.concatenate(parts)[self._order]
+        return columns[objective, seed]
 
     def to_dataset(self) -> Dataset:
         """Open the store as a `datasets.Dataset`."""
         from datasets import Dataset, concatenate_datasets
 
-        return concatenate_datasets([Dataset.from_file(str(self.path / name)) for name in self.manifest["shards"]])
+        files = [str(self.path / shard["file"]) for shard in self.manifest["shards"]]
+        return concatenate_datasets([Dataset.from_file(file) for file in files])
 
     def verify(self) -> None:
         """Recompute every checksum.
@@ -141,8 +228,8 @@ class GradientStore:
         Raises:
             StoreError: naming the first damaged shard.
         """
-        for name in self.manifest["shards"]:
-            check_shard(self.path / name)
+        for shard in self.manifest["shards"]:
+            check_shard(self.path / shard["file"])
 
     @classmethod
     def from_arrays(
@@ -163,173 +250,36 @@ class GradientStore:
             output_dir: an empty or new folder.
             task, split: task name and `train`/`dev` of each sample, length num_samples.
             value, loss, num_tokens: shape (num_samples,); mean log-odds, mean loss (nats), answer tokens.
-            loss_gradient, log_odds_gradient: shape (num_samples, dim); at least one of them.
+            loss_gradient, log_odds_gradient: shape (num_samples, dim); at least one of them. float16 stays float16,
+                anything else is stored as float32.
 
         Raises:
-            StoreError: when lengths differ, a number is not finite, or the folder already holds another store.
+            StoreError: when shapes differ, a number is not finite, a split is neither train nor dev, or the folder
+                already holds a store.
         """
-        gradients = {
-            name: np.asarray(array)
-            for name, array in (
-                ("loss", loss_gradient),
-                ("log_odds", log_odds_gradient),
-            )
-            if array is not None
-        }
-        if not gradients:
-            raise StoreError("from_arrays needs loss_gradient or log_odds_gradient")
-        columns_given: list[Any] = [task, split, value, loss, num_tokens, *gradients.values()]
-        lengths = {len(x) for x in columns_given}
-        if len(lengths) != 1:
-            raise StoreError(f"from_arrays needs columns of one length, not {sorted(lengths)}")
-        first = next(iter(gradients.values()))
-        writer = StoreWriter(
-            output_dir,
-            fingerprint={"source": "arrays"},
-            dim=first.shape[1],
-            objectives=list(gradients),
-            dtype=str(first.dtype if first.dtype == np.float16 else np.dtype(np.float32)),
-            task_names=list(dict.fromkeys(map(str, task))),
+        from .store_writer import write_arrays
+
+        gradients = {"loss": loss_gradient, "log_odds": log_odds_gradient}
+        write_arrays(
+            Path(output_dir),
+            {"task": [str(t) for t in task], "split": [str(s) for s in split]},
+            {"value": np.asarray(value), "loss": np.asarray(loss), "num_tokens": np.asarray(num_tokens)},
+            {name: np.asarray(array) for name, array in gradients.items() if array is not None},
         )
-        columns = {
-            "sample_idx": np.arange(len(value)),
-            "task": list(map(str, task)),
-            "split": list(map(str, split)),
-            "value": np.asarray(value),
-            "loss": np.asarray(loss),
-            "num_tokens": np.asarray(num_tokens),
-        }
-        writer.write(columns, gradients)
-        return writer.finish(len(value))
+        return cls(output_dir)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the store as a dataset repository; see `store_hub.push_store`."""
+        from .store_hub import push_store
 
-class StoreWriter:
-    """Appends shards to a store and finishes it. Opening an unfinished store of the same fingerprint resumes it.
+        return push_store(self, repo_id, **options)
 
-    Raises:
-        StoreError: when the folder holds a store of something else (the message names the difference), or a damaged
-            shard.
-    """
+    @classmethod
+    def from_hub(cls, repo_id: str, **options: Any) -> GradientStore:
+        """Download a store that was pushed; see `store_hub.fetch_store`."""
+        from .store_hub import fetch_store
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        fingerprint: dict[str, Any],
-        dim: int,
-        objectives: list[str],
-        dtype: str,
-        task_names: list[str],
-        is_main_process: bool = True,
-    ) -> None:
-        self.path = Path(path)
-        self.manifest: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "complete": False,
-            "fingerprint": fingerprint,
-            "dim": dim,
-            "objectives": objectives,
-            "dtype": dtype,
-            "task_names": task_names,
-        }
-        if (self.path / MANIFEST_FILE).is_file():
-            check_same_store(self.path, self.manifest)
-        elif is_main_process:
-            write_json(self.path / MANIFEST_FILE, self.manifest)
-
-    def finished_samples(self) -> np.ndarray:
-        """Return the sample_idx of every row in the shards that are already there, after checking their checksums."""
-        parts = []
-        for name in self.shard_names():
-            check_shard(self.path / name)
-            parts.append(read_shard(self.path / name)["sample_idx"].to_numpy())
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-    def shard_names(self) -> list[str]:
-        """Return the names of the shards on disk."""
-        return sorted(p.name for p in self.path.glob("shard-*.arrow"))
-
-    def write(self, columns: dict[str, Any], gradients: dict[str, np.ndarray]) -> str:
-        """Write one shard and return its file name.
-
-        Args:
-            columns: sample_idx, task, split, value, loss, num_tokens, each of length rows.
-            gradients: objective -> (rows, dim).
-
-        Raises:
-            StoreError: when a gradient is not finite in the store's dtype (the message names the sample).
-        """
-        dtype = np.dtype(self.manifest["dtype"])
-        arrays = dict(columns)
-        for objective, values in gradients.items():
-            with np.errstate(over="ignore"):
-                cast = np.ascontiguousarray(values, dtype=dtype)
-            bad = np.flatnonzero(~np.isfinite(cast).all(1))
-            if len(bad):
-                raise StoreError(
-                    f"the {objective} gradient of sample {columns['sample_idx'][bad[0]]} of task "
-                    f"{columns['task'][bad[0]]!r} is not finite as {dtype}: set gradients.dtype to float32, or "
-                    f"look at "
-                    "the sample"
-                )
-            arrays[f"{objective}_gradient"] = pa.FixedSizeListArray.from_arrays(pa.array(cast.ravel()), cast.shape[1])
-        table = pa.table(arrays, schema=self._schema())
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-        data = sink.getvalue()
-        digest = hashlib.sha256(data).hexdigest()[:16]
-        name = f"shard-{int(columns['sample_idx'][0]):09d}-{digest}.arrow"
-        with atomic_path(self.path / name) as temporary, open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return name
-
-    def _schema(self) -> pa.Schema:
-        number = pa.from_numpy_dtype(np.dtype(str(self.manifest["dtype"])))
-        gradients = [
-            (f"{o}_gradient", pa.list_(number, int(self.manifest["dim"]))) for o in self.manifest["objectives"]
-        ]
-        names = [
-            ("sample_idx", pa.int64()),
-            ("task", pa.string()),
-            ("split", pa.string()),
-        ]
-        numbers = [
-            ("value", pa.float32()),
-            ("loss", pa.float32()),
-            ("num_tokens", pa.int32()),
-        ]
-        return pa.schema([*names, *numbers, *gradients])
-
-    def finish(self, num_samples: int, ranks: dict[str, int] | None = None) -> GradientStore:
-        """Mark the store complete and open it.
-
-        Args:
-            num_samples: how many rows there must be.
-            ranks: rank -> samples that it added in the last pass, for the record.
-
-        Raises:
-            StoreError: when rows are missing or doubled.
-        """
-        samples = self.finished_samples()
-        if len(samples) != num_samples or len(np.unique(samples)) != num_samples:
-            raise StoreError(
-                f"the store {self.path} should hold {num_samples} samples but holds {len(samples)} rows of "
-                f"{len(np.unique(samples))} samples: delete its folder and collect again"
-            )
-        write_json(
-            self.path / MANIFEST_FILE,
-            {
-                **self.manifest,
-                "complete": True,
-                "num_samples": num_samples,
-                "ranks": ranks or {},
-                "shards": self.shard_names(),
-            },
-        )
-        return GradientStore(self.path)
+        return fetch_store(repo_id, **options)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -349,25 +299,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def check_same_store(path: Path, wanted: dict[str, Any]) -> None:
-    """Raise `StoreError` naming the first difference between the store on disk and the one wanted."""
-    found = read_manifest(path)
-    for key in ("dim", "objectives", "dtype", "task_names"):
-        if found[key] != wanted[key]:
-            raise StoreError(
-                f"the gradient store {path} has {key} {found[key]}, not {wanted[key]}: use another output folder, or "
-                "delete this one"
-            )
-    for key in sorted({*found["fingerprint"], *wanted["fingerprint"]}):
-        old, new = found["fingerprint"].get(key), wanted["fingerprint"].get(key)
-        if old != new:
-            raise StoreError(
-                f"the gradient store {path} is of another {key.replace('_', ' ')} ({old}, not {new}): use "
-                f"another output "
-                "folder, or delete this one"
-            )
-
-
 def read_shard(path: Path) -> pa.Table:
     """Memory-map one shard.
 
@@ -378,18 +309,23 @@ def read_shard(path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as source:
             return pa.ipc.open_stream(source).read_all()
     except FileNotFoundError:
-        raise StoreError(f"the gradient store lacks the shard {path}: collect again") from None
+        raise StoreError(f"the gradient store lacks the shard {path}: {REMEDY}") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"the shard {path} is damaged ({error}): delete it and collect again") from None
+        raise StoreError(f"the shard {path} is damaged ({error}): {REMEDY}") from None
 
 
 def check_shard(path: Path) -> None:
-    """Raise `StoreError` when a shard's content does not have the checksum in its name."""
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else ""
-            digest = digest or hashlib.sha256(file.read()).hexdigest()[:16]
-    except FileNotFoundError:
-        raise StoreError(f"the gradient store lacks the shard {path}: collect again") from None
-    if path.stem.rsplit("-", 1)[1] != digest:
-        raise StoreError(f"the shard {path} is damaged (its checksum differs): delete it and collect again")
+    """Raise `StoreError` when a shard is missing or its content does not have the checksum in its name."""
+    if not path.is_file():
+        raise StoreError(f"the gradient store lacks the shard {path}: {REMEDY}")
+    if not is_whole(path):
+        raise StoreError(f"the shard {path} is damaged (its checksum differs): {REMEDY}")
+
+
+def is_whole(path: Path) -> bool:
+    """Say whether a shard's content has the checksum in its name."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return path.stem.rsplit("-", 1)[1] == digest.hexdigest()[:16]

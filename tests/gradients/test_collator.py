@@ -14,7 +14,6 @@ from transformers import DataCollatorForSeq2Seq
 from conftest import tiny_llama, trained_lora
 from hf_tasksel.errors import ConfigError, DataError, ModelError, NonFiniteError, StoreError
 from hf_tasksel.gradients.collator import GradientCollator
-from hf_tasksel.gradients.per_sample import trainable_shapes
 from reference import autograd_loop
 
 FEATURES = Features(
@@ -66,9 +65,9 @@ def tensors(rows: Dataset) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("objective", ["loss", "log_odds"])
 def test_gradients_equal_an_autograd_loop_in_float64(model, tokenizer, rows, objective):
     collator = GradientCollator(collate(tokenizer), projection="identity", objectives=[objective])
-    collator.projection.prepare(trainable_shapes(model))
+    collator.prepare(model)
     batch = collator([rows[i] for i in range(len(rows))])
-    found = collator.gradients(model, batch).gradients[objective]
+    found = collator.gradients(model, batch).gradients[objective][0]
     expected = autograd_loop(model, tensors(rows), objective)
     assert found.dtype == torch.float64
     assert (found - expected).norm() / expected.norm() < 1e-10
@@ -92,7 +91,7 @@ def test_gradients_do_not_depend_on_batch_size_order_or_padding(model, tokenizer
 def test_count_sketch_is_the_sketch_of_the_exact_gradient(model, tokenizer, rows, tmp_path):
     exact = collect(model, tokenizer, rows, tmp_path / "exact").gradients("loss").astype(float)
     sketches = [
-        collect(model, tokenizer, rows, tmp_path / str(s), projection="count_sketch", dim=256, seed=s).gradients(
+        collect(model, tokenizer, rows, tmp_path / str(s), projection="count_sketch", dim=256, seeds=[s]).gradients(
             "loss"
         )
         for s in range(20)

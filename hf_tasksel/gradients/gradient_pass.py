@@ -1,0 +1,182 @@
+"""The gradient pass over all samples: batches by length, ranks side by side, shards on disk, resumable."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from datasets import Dataset
+
+from ..distributed import barrier, distributed_rank, gather_lists
+from ..errors import ConfigError, ModelError
+from ..fingerprints import data_fingerprint, model_fingerprint
+from ..progress import progress_bar
+from .model import is_sharded, unwrap
+from .samples import SampleTable, plan_batches
+from .self_check import check_against_autograd
+from .store import GradientStore
+from .store_writer import StoreWriter
+
+if TYPE_CHECKING:
+    from .collator import GradientBatch, GradientCollator
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a pass goes about its work; none of it changes the result beyond rounding.
+
+    Attributes:
+        batch_size: most samples of a forward pass.
+        tokens_per_batch: most tokens of a forward pass, padding included; None is no limit.
+        shard_size: samples per shard and rank: what a killed pass loses at most.
+        self_check: compare two samples with autograd before the pass.
+        repair: collect the samples of damaged shards again instead of stopping at them.
+    """
+
+    batch_size: int = 64
+    tokens_per_batch: int | None = 4096
+    shard_size: int = 1024
+    self_check: bool = True
+    repair: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "tokens_per_batch", "shard_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"gradients.{name} must be at least 1, not {value}")
+
+
+def collect_gradients(
+    collator: GradientCollator,
+    model: torch.nn.Module,
+    datasets: Mapping[str, Dataset],
+    output_dir: Path,
+    options: PassOptions,
+    description: str,
+) -> GradientStore:
+    """Run a pass, or what is left of one; see `GradientCollator.collect`."""
+    model = unwrap(model)
+    collator.prepare(model)
+    rank, world_size = distributed_rank()
+    rows = SampleTable(datasets)
+    kind = "/".join([collator.projections[0].kind, *(str(p.seed) for p in collator.projections)])
+    fingerprint = {**model_fingerprint(model), "data": data_fingerprint(datasets), "projection": kind}
+    layout = collator.layout(rows.task_names)
+    with StoreWriter(output_dir, fingerprint, layout, repair=options.repair) as writer:
+        pending = rows.pending(writer.finished_samples())
+        barrier()  # no rank may write before every rank has seen what is finished
+        if options.self_check and len(pending):
+            check_against_autograd(collator, model, rows, pending)
+        work = GradientPass(collator, model, rows, options)
+        mine = 0
+        size = options.shard_size * world_size
+        with progress_bar(-(-len(pending) // world_size), description) as advance:
+            for start in range(0, len(pending), size):
+                columns, gradients = work.run(pending[start : start + size], advance)
+                if len(columns["sample_idx"]):
+                    writer.write(columns, gradients)
+                    mine += len(columns["sample_idx"])
+        shares = dict(gather_lists([(str(rank), mine)]))  # also waits for every rank
+        if rank == 0:
+            writer.finish(len(rows), shares)
+        barrier()
+    return GradientStore(output_dir)
+
+
+class GradientPass:
+    """One rank's part of a pass: computes batches, and makes them smaller when memory runs out."""
+
+    def __init__(
+        self, collator: GradientCollator, model: torch.nn.Module, rows: SampleTable, options: PassOptions
+    ) -> None:
+        self.collator = collator
+        self.model = model
+        self.rows = rows
+        self.batch_size = options.batch_size
+        self.tokens_per_batch = options.tokens_per_batch
+        self.sharded = is_sharded(model)
+
+    def run(
+        self, positions: np.ndarray, advance: Callable[[int], None]
+    ) -> tuple[dict[str, Any], dict[tuple[str, int], np.ndarray]]:
+        """Compute this rank's part of some samples, which all ranks are given alike.
+
+        Batches are dealt out to ranks in turn, so that no rank has all the long ones.
+
+        Returns:
+            Columns and gradients of one shard, as `StoreWriter.write` takes them.
+        """
+        rank, world_size = distributed_rank()
+        fair = -(-len(positions) // world_size)
+        batches = plan_batches(positions, self.rows.lengths, min(self.batch_size, fair), self.tokens_per_batch)
+        mine = batches[rank::world_size]
+        done, results = self._compute(mine, advance)
+        if self.sharded and len(mine) < -(-len(batches) // world_size):
+            self._batch(batches[-1])  # every rank must take part in every gathering of weights
+        return self._shard(done, results)
+
+    def _compute(
+        self, batches: list[np.ndarray], advance: Callable[[int], None]
+    ) -> tuple[list[np.ndarray], list[GradientBatch]]:
+        queue, done, results = deque(batches), [], []
+        while queue:
+            batch = queue.popleft()
+            pieces = plan_batches(batch, self.rows.lengths, self.batch_size, self.tokens_per_batch)
+            if len(pieces) > 1:
+                queue.extendleft(reversed(pieces))
+                continue
+            result = self._batch(batch)
+            if result is None:
+                queue.appendleft(batch)
+                continue
+            done.append(batch)
+            results.append(result)
+            advance(len(batch))
+        return done, results
+
+    def _batch(self, batch: np.ndarray) -> GradientBatch | None:
+        """Compute one batch; when memory runs out, halve the limits for what follows and return None."""
+        try:
+            return self.collator.gradients(self.model, self.collator([self.rows.feature(p) for p in batch]))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or self.sharded:
+                raise
+        # outside of the handler, whose traceback would keep the batch's tensors alive
+        self.model.zero_grad(set_to_none=True)
+        clear_device_cache(garbage_collection=True)
+        if len(batch) == 1:
+            raise ModelError(
+                f"memory runs out for {self.rows.describe(int(batch[0]))} alone: lower max_length, switch activation "
+                "checkpointing on, or use a smaller dtype"
+            )
+        self.batch_size = len(batch) // 2
+        self.tokens_per_batch = len(batch) * int(self.rows.lengths[batch].max()) // 2
+        warnings.warn(
+            f"memory ran out with {len(batch)} samples: going on with at most {self.batch_size} samples and "
+            f"{self.tokens_per_batch} tokens a batch",
+            stacklevel=2,
+        )
+        return None
+
+    def _shard(
+        self, batches: list[np.ndarray], results: list[GradientBatch]
+    ) -> tuple[dict[str, Any], dict[tuple[str, int], np.ndarray]]:
+        positions = np.concatenate([*batches, np.empty(0, dtype=np.int64)])
+        columns = self.rows.columns(positions)
+        if not results:
+            return columns, {}
+        for name, attribute in (("value", "log_odds"), ("loss", "loss"), ("num_tokens", "num_tokens")):
+            columns[name] = torch.cat([getattr(r.objectives, attribute) for r in results]).cpu().numpy()
+        seeds = [p.seed for p in self.collator.projections]
+        gradients: dict[tuple[str, int], np.ndarray] = {}
+        for objective in self.collator.objectives:
+            sketches = torch.cat([r.gradients[objective] for r in results], dim=1).cpu().numpy()
+            gradients |= {(objective, seed): sketch for seed, sketch in zip(seeds, sketches, strict=True)}
+        return columns, gradients
