@@ -35,7 +35,9 @@ def model_fingerprint(model: torch.nn.Module) -> dict[str, str]:
     adapter: list[str] = []
     for name, parameter in sorted(model.named_parameters()):
         name = name.removeprefix("module.")
-        flat = parameter.detach().reshape(-1)
+        value = parameter.detach()
+        # FSDP2 keeps pieces: all ranks put them together
+        flat = (value.full_tensor() if hasattr(value, "full_tensor") else value).reshape(-1)
         if not parameter.requires_grad:
             flat = flat[:: max(1, flat.numel() // SAMPLED_VALUES)]
         data = flat.float().cpu().numpy().tobytes()

@@ -11,8 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard
 
-from hf_tasksel import SelectionResult
-from hf_tasksel import hub as hub_module
+from hf_tasksel import SelectionResult, hub_upload
 from hf_tasksel.errors import TaskSelectionError
 from hf_tasksel.evaluation import EvaluationRow
 from hf_tasksel.hub import CardInfo, push, write_card
@@ -142,7 +141,7 @@ def test_a_token_in_a_file_is_refused(folder, api, hub):
 
 
 def test_a_passing_fault_is_tried_again(folder, api, hub, monkeypatch):
-    monkeypatch.setattr(hub_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hub_upload.time, "sleep", lambda seconds: None)
     hub.fail_next(1, path="/api/repos/create", status=500)
     push(folder, "tester/selected", api=api)
     assert "README.md" in hub.files("tester/selected")

@@ -146,5 +146,5 @@ def test_a_wrong_target_surrogate_or_store_is_one_sentence(store, tmp_path):
         SubsetEstimator("offset_logistics").fit(store, "goal")
     with pytest.raises(ConfigError, match="must be positive"):
         SubsetEstimator(regularization=0.0).fit(store, "goal")
-    with pytest.raises(StoreError, match=r"collect again with gradients.objectives including"):
+    with pytest.raises(StoreError, match=r"collect again with gradients.objectives and"):
         SubsetEstimator("offset_logistic").fit(make_store(tmp_path / "s", log_odds=False), "goal")

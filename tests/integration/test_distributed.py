@@ -47,7 +47,7 @@ def test_both_ranks_write_shards_and_the_store_has_the_same_rows(outputs):
     np.testing.assert_array_equal(one.num_tokens, two.num_tokens)
     assert set(one.manifest["ranks"]) == {"0"}
     assert set(two.manifest["ranks"]) == {"0", "1"}
-    assert abs(two.manifest["ranks"]["0"] - two.manifest["ranks"]["1"]) <= 1
+    assert abs(two.manifest["ranks"]["0"] - two.manifest["ranks"]["1"]) <= 8  # a batch
     assert sum(two.manifest["ranks"].values()) == len(two)
 
 

@@ -1,0 +1,120 @@
+"""A process that runs a gradient pass on a tiny model: for tests that kill it, crowd it or spread it over ranks.
+
+torchrun --nproc_per_node 2 gradient_worker.py FOLDER [ddp|fsdp|plain] [STOP_AFTER_BATCHES]
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from torch import distributed
+
+from hf_tasksel.errors import TaskSelectionError
+from hf_tasksel.gradients.collator import GradientCollator
+from hf_tasksel.gradients.store import GradientStore
+from model_zoo import VOCABULARY, collate, lora_model
+
+FEATURES = Features(
+    {
+        "input_ids": [Value("int64")],
+        "attention_mask": [Value("int64")],
+        "labels": [Value("int64")],
+        "task": ClassLabel(names=["a", "b"]),
+        "sample_idx": Value("int64"),
+    }
+)
+
+
+def tokenized_rows(count: int = 60) -> Dataset:
+    """Return rows of 4 to 14 tokens."""
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for i in range(count):
+        length = int(torch.randint(4, 15, (1,), generator=generator))
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        labels = [-100, -100, *ids[2:]]
+        mask = [1] * length
+        rows.append({"input_ids": ids, "attention_mask": mask, "labels": labels, "task": i % 2, "sample_idx": i})
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def collect(folder: str | Path, model: Any = None, stop_after: int = 0, **options: Any) -> GradientStore:
+    """Collect exact gradients with small batches and shards; end the process at once after some batches."""
+    torch.set_num_threads(1)
+    collator = GradientCollator(collate, projection="identity", dtype="float32")
+    if stop_after:
+        compute, done = collator.gradients, []
+
+        def compute_or_die(*arguments: Any) -> Any:
+            done.append(1)
+            if len(done) > stop_after:
+                os._exit(1)
+            return compute(*arguments)
+
+        collator.gradients = compute_or_die  # type: ignore[method-assign]
+    rows = tokenized_rows()
+    splits = {"train": rows.select(range(50)), "dev": rows.select(range(50, 60))}
+    model = lora_model("llama") if model is None else model
+    return collator.collect(model, splits, folder, **{"batch_size": 3, "shard_size": 6, **options})
+
+
+def wrapped(kind: str) -> Any:
+    """Return the model as DDP, FSDP2 or nothing holds it."""
+    model = lora_model("llama")
+    if kind == "ddp":
+        return torch.nn.parallel.DistributedDataParallel(model)
+    if kind == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+        for layer in model.get_base_model().model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    return model
+
+
+def collect_slowly(folder: Path) -> None:
+    """Give a parent time to kill this process between many small shards."""
+    collect(folder, batch_size=1, shard_size=3, self_check=False)
+
+
+def collect_with_little_disk(folder: Path, said: Any, limit: int) -> None:
+    """Collect where no file may grow beyond `limit` bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    say_error(folder, said)
+
+
+def say_error(folder: Path, said: Any) -> None:
+    """Collect, send the sentence of a refusal to a queue, and exit with 2."""
+    try:
+        collect(folder)
+    except TaskSelectionError as error:
+        said.put(str(error))
+        sys.exit(2)
+
+
+def collect_as_nobody(folder: Path, said: Any) -> None:
+    """Collect without the rights of root, who may write anywhere."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    say_error(folder, said)
+
+
+def main(folder: str, kind: str = "plain", stop_after: str = "0") -> None:
+    """Run one rank."""
+    distributed.init_process_group("gloo")
+    collect(folder, wrapped(kind), int(stop_after))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
