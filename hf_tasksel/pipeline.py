@@ -184,7 +184,7 @@ def collect(run: Run) -> None:
         stage = f"gradients/checkpoint-{step}"
         kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("checkpoints", *PASS_OPTIONS)}
         settings = {"meta": run.record.fingerprint("meta"), "gradients": kept, "step": step}
-        if finished(run, stage, settings, folder / MANIFEST_FILE) and not (run.repair and is_damaged(folder)):
+        if finished(run, stage, settings, folder / MANIFEST_FILE) and is_whole(folder, run.repair):
             continue
         if model is None:
             model = load_adapter(
@@ -212,13 +212,15 @@ def collect(run: Run) -> None:
             )
 
 
-def is_damaged(folder: Path) -> bool:
-    """Say whether a gradient store cannot be opened as it is."""
+def is_whole(folder: Path, repair: bool) -> bool:
+    """Say whether a gradient store can be opened; one that cannot is an error unless it is to be repaired."""
     try:
         GradientStore(folder)
     except StoreError:
-        return True
-    return False
+        if not repair:
+            raise
+        return False
+    return True
 
 
 def select(run: Run) -> SelectionResult:

@@ -5,10 +5,13 @@ torchrun --nproc_per_node 2 gradient_worker.py FOLDER [ddp|fsdp|plain] [STOP_AFT
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +48,19 @@ def tokenized_rows(count: int = 60) -> Dataset:
     return Dataset.from_list(rows, features=FEATURES)
 
 
-def collect(folder: str | Path, model: Any = None, stop_after: int = 0, **options: Any) -> GradientStore:
-    """Collect exact gradients with small batches and shards; end the process at once after some batches."""
+def collect(
+    folder: str | Path, model: Any = None, before_batch: Callable[[int], None] = lambda number: None, **options: Any
+) -> GradientStore:
+    """Collect exact gradients with small batches and shards; `before_batch` is called with 0, 1, 2 …"""
     torch.set_num_threads(1)
     collator = GradientCollator(collate, projection="identity", dtype="float32")
-    if stop_after:
-        compute, done = collator.gradients, []
+    compute, numbers = collator.gradients, itertools.count()
 
-        def compute_or_die(*arguments: Any) -> Any:
-            done.append(1)
-            if len(done) > stop_after:
-                os._exit(1)
-            return compute(*arguments)
+    def compute_after(*arguments: Any) -> Any:
+        before_batch(next(numbers))
+        return compute(*arguments)
 
-        collator.gradients = compute_or_die  # type: ignore[method-assign]
+    collator.gradients = compute_after  # type: ignore[method-assign]
     rows = tokenized_rows()
     splits = {"train": rows.select(range(50)), "dev": rows.select(range(50, 60))}
     model = lora_model("llama") if model is None else model
@@ -109,10 +111,20 @@ def collect_as_nobody(folder: Path, said: Any) -> None:
     say_error(folder, said)
 
 
-def main(folder: str, kind: str = "plain", stop_after: str = "0") -> None:
-    """Run one rank."""
+def collect_with_pause(folder: Path) -> None:
+    """Collect, but wait after the third batch for a file named `go` beside the folder."""
+
+    def wait(number: int) -> None:
+        while number == 3 and not folder.with_name("go").exists():
+            time.sleep(0.02)
+
+    collect(folder, before_batch=wait)
+
+
+def main(folder: str, kind: str = "plain", stop_after: str = "1000") -> None:
+    """Run one rank; it ends at once before batch number `stop_after`."""
     distributed.init_process_group("gloo")
-    collect(folder, wrapped(kind), int(stop_after))
+    collect(folder, wrapped(kind), lambda number: os._exit(1) if number == int(stop_after) else None)
     distributed.destroy_process_group()
 
 

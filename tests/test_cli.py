@@ -51,6 +51,22 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[-1].removeprefix("hf-tasksel: error: ")
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_damaged_shard_is_said_and_repaired_when_asked(missing, finished, capsys):
+    config = str(finished.parent / "c.yaml")
+    estimate = ["estimate", str(finished), "--subset", "next"]
+    assert cli.main(estimate) == 0
+    before = capsys.readouterr().out
+    shard = next((finished / "gradients" / "checkpoint-3").glob("*.arrow"))
+    shard.unlink() if missing else shard.write_bytes(shard.read_bytes()[:-9])
+    for command in (estimate, ["collect", config, "--quiet"]):
+        assert "run `hf-tasksel collect CONFIG --repair`" in fails(capsys, *command)
+    assert cli.main(["collect", config, "--repair", "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(estimate) == 0
+    assert capsys.readouterr().out == before
+
+
 def test_estimate_prints_json_and_needs_no_transformers(finished):
     script = (
         "import sys, time; from hf_tasksel import cli; started = time.perf_counter();"

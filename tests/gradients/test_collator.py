@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq
 
 from conftest import tiny_llama, trained_lora
@@ -86,6 +87,17 @@ def test_gradients_do_not_depend_on_batch_size_order_or_padding(model, tokenizer
     np.testing.assert_array_equal(one.sample_idx, many.sample_idx)
     np.testing.assert_allclose(one.gradients("loss"), many.gradients("loss"), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(one.loss, many.loss, rtol=1e-6)
+
+
+def test_gradients_do_not_depend_on_dataloader_workers(model, tokenizer, rows):
+    collator = GradientCollator(collate(tokenizer), projection="identity")
+    collator.prepare(model)
+    found = []
+    for workers in (0, 2):
+        loader = DataLoader(rows, batch_size=4, collate_fn=collator, num_workers=workers)
+        batches = [collator.gradients(model, batch).gradients["loss"][0] for batch in loader]
+        found.append(torch.cat(batches))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_count_sketch_is_the_sketch_of_the_exact_gradient(model, tokenizer, rows, tmp_path):

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def start() -> Start:
+def start() -> Iterator[Start]:
     """Start a function of `gradient_worker` in a process of its own, which has the libraries loaded already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gradient_worker"])
+    monkeypatch = pytest.MonkeyPatch()  # the server starts with the first process and finds its modules by this
+    monkeypatch.setenv("PYTHONPATH", str(Path(gradient_worker.__file__).parent), prepend=os.pathsep)
 
     def start_process(function: Callable[..., None], *arguments: Any) -> Any:
         process = context.Process(target=function, args=arguments)
         process.start()
         return process
 
-    return start_process
+    yield start_process
+    monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +114,12 @@ def test_a_read_only_folder_is_one_sentence(start, tmp_path):
 
 
 def test_two_processes_in_one_folder_are_told_apart(start, unbroken, tmp_path):
-    first = start(gradient_worker.collect_slowly, tmp_path / "s")
+    first = start(gradient_worker.collect_with_pause, tmp_path / "s")
     while not list((tmp_path / "s").glob("shard-*.arrow")):
         time.sleep(0.02)
         assert first.exitcode is None
     assert "another process is writing" in error_of(start, gradient_worker.say_error, tmp_path / "s")
+    (tmp_path / "go").touch()
     first.join(timeout=60)
     assert first.exitcode == 0
     assert_same_rows(GradientStore(tmp_path / "s"), unbroken)

@@ -1,0 +1,122 @@
+"""How the pass goes about its work must not change its rows: batches, order, shards, memory that runs out."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gradient_worker
+from hf_tasksel import GradientStore
+from hf_tasksel.errors import ConfigError, ModelError
+from hf_tasksel.gradients.collator import GradientCollator
+from hf_tasksel.gradients.samples import plan_batches
+from model_zoo import lora_model
+
+OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return lora_model("llama")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, model: Any) -> GradientStore:
+    """One sample at a time, one shard."""
+    return gradient_worker.collect(tmp_path_factory.mktemp("plain"), model, batch_size=1, shard_size=100)
+
+
+def assert_same_rows(found: GradientStore, expected: GradientStore) -> None:
+    for name in ("sample_idx", "task", "split", "num_tokens"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(found.gradients(), expected.gradients(), rtol=1e-5, atol=1e-7)
+
+
+@given(
+    batch_size=st.integers(1, 70),
+    tokens_per_batch=st.none() | st.integers(1, 200),
+    shard_size=st.integers(1, 70),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_batches_shards_and_order_do_not_change_the_rows(model, plain, tmp_path_factory, monkeypatch, seed, **options):
+    rows = gradient_worker.tokenized_rows
+    order = np.random.default_rng(seed).permutation(60)
+    shuffled = np.concatenate([order[order < 50], order[order >= 50]])
+    with monkeypatch.context() as patch:
+        patch.setattr(gradient_worker, "tokenized_rows", lambda: rows().select(shuffled))
+        found = gradient_worker.collect(tmp_path_factory.mktemp("s"), model, self_check=False, **options)
+    assert_same_rows(found, plain)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=80),
+    batch_size=st.integers(1, 20),
+    tokens=st.none() | st.integers(1, 300),
+)
+def test_batches_hold_every_sample_once_within_their_limits(lengths, batch_size, tokens):
+    lengths = np.asarray(lengths)
+    batches = plan_batches(np.arange(len(lengths)), lengths, batch_size, tokens)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= batch_size
+        assert len(batch) == 1 or tokens is None or len(batch) * lengths[batch].max() <= tokens
+    longest = [lengths[batch].max() for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+
+
+def run_out_above(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
+    """Let batches of more than `limit` samples run out of memory; returns the sizes that were tried."""
+    compute, tried = GradientCollator.gradients, []
+
+    def gradients(self: Any, model: Any, batch: dict[str, Any]) -> Any:
+        tried.append(len(batch["labels"]))
+        if tried[-1] > limit:
+            raise RuntimeError(OUT_OF_MEMORY)
+        return compute(self, model, batch)
+
+    monkeypatch.setattr(GradientCollator, "gradients", gradients)
+    return tried
+
+
+def test_when_memory_runs_out_batches_are_halved_and_it_is_said_once(model, plain, tmp_path, monkeypatch):
+    tried = run_out_above(monkeypatch, 4)
+    with pytest.warns(UserWarning, match="going on with at most 4 samples") as said:
+        found = gradient_worker.collect(tmp_path, model, batch_size=8, shard_size=20)
+    assert len([w for w in said if "memory ran out" in str(w.message)]) == 1
+    assert tried.count(8) == 1
+    assert_same_rows(found, plain)
+
+
+def test_a_sample_too_large_for_memory_is_named(model, tmp_path, monkeypatch):
+    run_out_above(monkeypatch, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ModelError, match=r"memory runs out for sample \d+ of task '[ab]' \(\d+ tokens\) alone"):
+            gradient_worker.collect(tmp_path, model, batch_size=2)
+
+
+def test_other_errors_are_not_taken_for_memory(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(GradientCollator, "gradients", lambda *_: (_ for _ in ()).throw(RuntimeError("device lost")))
+    with pytest.raises(RuntimeError, match="device lost"):
+        gradient_worker.collect(tmp_path, model)
+
+
+def test_senseless_options_are_one_sentence(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"gradients\.tokens_per_batch must be at least 1, not 0"):
+        gradient_worker.collect(tmp_path, model, tokens_per_batch=0)
+
+
+def test_a_damaged_shard_is_done_again_when_asked(model, plain, tmp_path):
+    store = gradient_worker.collect(tmp_path, model)
+    shard = tmp_path / store.manifest["shards"][1]["file"]
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.arrow") if p != shard}
+    shard.write_bytes(shard.read_bytes()[:-50])
+    assert_same_rows(gradient_worker.collect(tmp_path, model, repair=True), plain)
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.arrow") if p.name in kept} == kept
