@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, NonFiniteError
 from .gradient_pass import PassOptions, collect_gradients
-from .model import batch_objectives, check_adapter, evaluation_mode, trainable_parameters, unwrap
+from .model import batch_objectives, check_adapter, evaluation_mode, model_inputs, trainable_parameters, unwrap
 from .objective import OBJECTIVES, SampleObjectives
 from .per_sample import PerSampleGradients, trainable_shapes
 from .projection import make_projection
@@ -147,11 +147,11 @@ class GradientCollator(TaskDataCollator):
         """
         model = unwrap(model)
         refuse_packed(batch)
-        first = trainable_parameters(model)[0]
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        inputs = {k: v.to(first.device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
+        inputs = model_inputs(model, batch)
+        device = inputs["labels"].device
+        dtype = torch.promote_types(trainable_parameters(model)[0].dtype, torch.float32)
         shape = (len(self.projections), len(inputs["labels"]), self.projections[0].dim)
-        gradients = {o: torch.zeros(shape, device=first.device, dtype=dtype) for o in self.objectives}
+        gradients = {o: torch.zeros(shape, device=device, dtype=dtype) for o in self.objectives}
         current = self.objectives[0]
 
         def sink(name: str, gradient: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import DataError, ModelError
 from .objective import IGNORE_INDEX, SampleObjectives, sample_objectives, shifted, shifts_labels
+from .samples import SIDE_COLUMNS
 
 WRAPPERS = ("module", "_orig_mod")
 
@@ -137,6 +138,12 @@ def check_problem_type(config: Any, labels: Tensor) -> None:
             f"gradients are of a cross-entropy over classes or tokens, not of {kind or 'a loss on float labels'}: use "
             "problem_type single_label_classification and integer labels"
         )
+
+
+def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the model's own arguments of a collated batch, where its trainable parameters are."""
+    device = trainable_parameters(model)[0].device
+    return {k: v.to(device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

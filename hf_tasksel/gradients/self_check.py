@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError
-from .model import batch_objectives, evaluation_mode, trainable_parameters, whole
+from .model import batch_objectives, evaluation_mode, model_inputs, trainable_parameters, whole
 from .objective import IGNORE_INDEX, shifts_labels
 from .per_sample import PerSampleGradients, canonical_names
 from .projection import CountSketch
-from .samples import SIDE_COLUMNS, SampleTable
+from .samples import SampleTable
 
 if TYPE_CHECKING:
     from .collator import GradientCollator
@@ -89,7 +89,7 @@ def autograd_sketches(collator: GradientCollator, model: nn.Module, feature: dic
         (num_parameters, SKETCH_DIM), float64, parameters in alphabetical order.
     """
     names = canonical_names(model)
-    inputs = on_device(model, collator([feature]))
+    inputs = model_inputs(model, collator([feature]))
     labels = inputs["labels"]
     is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
     given = inputs if is_encoder_decoder else {k: v for k, v in inputs.items() if k != "labels"}
@@ -122,7 +122,7 @@ def hooked_sketches(
         (num_parameters, batch, SKETCH_DIM), float64, parameters in alphabetical order.
     """
     names = canonical_names(model)
-    inputs = on_device(model, collator(features))
+    inputs = model_inputs(model, collator(features))
     zeros = torch.zeros(len(features), SKETCH_DIM, dtype=torch.float64, device=inputs["labels"].device)
     sketches = {names[id(p)]: zeros.clone() for p in trainable_parameters(model)}
 
@@ -141,9 +141,3 @@ def sketch(name: str, gradient: Tensor) -> Tensor:
     result = torch.zeros(len(gradient), SKETCH_DIM, dtype=torch.float64, device=gradient.device)
     CountSketch(SKETCH_DIM).add(result, name, gradient.double())
     return result
-
-
-def on_device(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the model's own arguments of a batch, where the model is."""
-    device = trainable_parameters(model)[0].device
-    return {k: v.to(device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
