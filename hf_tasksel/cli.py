@@ -23,6 +23,7 @@ STAGES = {
     "select": "estimate subsets and choose one (after the gradient pass)",
     "fine-tune": "fine-tune the base on the selection and measure it (after selecting)",
     "push": "push adapter, card and evidence to the Hub (after fine-tuning)",
+    "expansion": "measure how far the first-order expansion holds (after the gradient pass)",
     "plan": "what a run will cost; nothing is trained",
 }
 
@@ -135,6 +136,14 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
 
     say = (lambda message: None) if options.quiet or options.json else print_message
     current = pipeline.Run(config, say, repair=getattr(options, "repair", False))
+    if options.command == "expansion":
+        from .distributed import distributed_rank
+        from .expansion_report import check_expansion, print_expansion
+
+        errors = check_expansion(current)
+        if distributed_rank()[0] == 0 and (options.json or not options.quiet):
+            print_expansion(errors, current.output_dir, options.json)
+        return
     result = pipeline.STAGES[options.command](current)
     finish(current, config, options, result)
 

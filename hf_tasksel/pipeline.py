@@ -193,16 +193,8 @@ def collect(run: Run) -> None:
             model.to(run.meta_args.device)
         else:
             load_adapter_weights(model, run.output_dir / "meta" / f"checkpoint-{step}")
-        collator = GradientCollator(
-            DataCollatorForSeq2Seq(run.tokenizer, padding=True),
-            objectives=options.objectives,
-            projection=options.projection,
-            dim=options.dim,
-            seeds=options.seeds,
-            dtype=options.dtype,
-        )
         with run.record.stage(stage, value_fingerprint(settings), settings):
-            collator.collect(
+            make_collator(run).collect(
                 model,
                 splits,
                 folder,
@@ -210,6 +202,19 @@ def collect(run: Run) -> None:
                 repair=run.repair,
                 **{name: getattr(options, name) for name in PASS_OPTIONS},
             )
+
+
+def make_collator(run: Run) -> GradientCollator:
+    """Return the collator that the section `gradients` describes."""
+    options = run.config.gradients
+    return GradientCollator(
+        DataCollatorForSeq2Seq(run.tokenizer, padding=True),
+        objectives=options.objectives,
+        projection=options.projection,
+        dim=options.dim,
+        seeds=options.seeds,
+        dtype=options.dtype,
+    )
 
 
 def is_whole(folder: Path, repair: bool) -> bool:

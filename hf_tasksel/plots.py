@@ -15,6 +15,7 @@ from .files import atomic_path
 
 if TYPE_CHECKING:
     from .evaluation import EvaluationRow
+    from .gradients.expansion import ExpansionError
     from .selection.result import SelectionResult
 
 # Okabe & Ito's palette: told apart by colour-blind readers.
@@ -34,6 +35,34 @@ def save(figure: Figure, path: str | Path) -> None:
     with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script the font lacks: boxes
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def plot_expansion(rows: Sequence[ExpansionError], path: str | Path) -> None:
+    """Draw expansion errors over the distance, on logarithmic axes, one colour per direction.
+
+    Args:
+        rows: what `measure_expansion` returned.
+        path: PNG file.
+    """
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    draw_expansion(axes, rows)
+    axes.set_ylabel("mean squared relative error of the log-odds")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def draw_expansion(axes: Any, rows: Sequence[ExpansionError]) -> None:
+    """Draw first-order errors as solid lines and zero-order errors as dashed ones."""
+    for direction, colour in zip(dict.fromkeys(row.direction for row in rows), (BLUE, ORANGE, GREEN), strict=False):
+        mine = sorted((row for row in rows if row.direction == direction), key=lambda row: row.distance)
+        distances = [100 * row.distance for row in mine]
+        first, zero = [row.first_order for row in mine], [row.zero_order for row in mine]
+        axes.plot(distances, first, "o-", color=colour, label=f"{direction} direction, first order")
+        axes.plot(distances, zero, "s--", color=colour, alpha=0.6, label=f"{direction} direction, zero order")
+    axes.set_yscale("log")
+    axes.set_xlabel("distance, % of the norm of the LoRA parameters")
+    tidy(axes)
 
 
 def tidy(axes: Any, grid: str = "y") -> None:

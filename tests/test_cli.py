@@ -67,6 +67,19 @@ def test_a_damaged_shard_is_said_and_repaired_when_asked(missing, finished, caps
     assert capsys.readouterr().out == before
 
 
+def test_expansion_prints_errors_and_leaves_a_plot(finished, capsys):
+    config = str(finished.parent / "c.yaml")
+    assert cli.main(["expansion", config, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {row["direction"] for row in printed["errors"]} == {"surrogate", "random"}
+    assert [row["distance"] for row in printed["errors"][:5]] == [0.02, 0.04, 0.06, 0.08, 0.1]
+    assert all(row["first_order"] > 0 for row in printed["errors"])
+    assert json.loads((finished / "expansion.json").read_text())["checkpoint"] == "checkpoint-3"
+    assert (finished / "plots" / "expansion.png").stat().st_size > 10_000
+    assert cli.main(["expansion", config]) == 0
+    assert "zero order" in capsys.readouterr().out
+
+
 def test_estimate_prints_json_and_needs_no_transformers(finished):
     script = (
         "import sys, time; from hf_tasksel import cli; started = time.perf_counter();"
