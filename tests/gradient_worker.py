@@ -54,13 +54,20 @@ def collect(
     """Collect exact gradients with small batches and shards; `before_batch` is called with 0, 1, 2 …"""
     torch.set_num_threads(1)
     collator = GradientCollator(collate, projection="identity", dtype="float32")
-    compute, numbers = collator.gradients, itertools.count()
+    attach, numbers = collator.attach, itertools.count()
 
-    def compute_after(*arguments: Any) -> Any:
-        before_batch(next(numbers))
-        return compute(*arguments)
+    def attach_and_count(*arguments: Any) -> Any:
+        attached = attach(*arguments)
+        compute = attached.gradients
 
-    collator.gradients = compute_after  # type: ignore[method-assign]
+        def compute_after(batch: dict[str, Any]) -> Any:
+            before_batch(next(numbers))
+            return compute(batch)
+
+        attached.gradients = compute_after  # type: ignore[method-assign]
+        return attached
+
+    collator.attach = attach_and_count  # type: ignore[method-assign]
     rows = tokenized_rows()
     splits = {"train": rows.select(range(50)), "dev": rows.select(range(50, 60))}
     model = lora_model("llama") if model is None else model

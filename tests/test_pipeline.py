@@ -12,7 +12,7 @@ from conftest import small_run, word_rows, write_jsonl
 from hf_tasksel import SelectionResult, pipeline
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import TaskSelectionError
-from hf_tasksel.gradients.collator import GradientCollator
+from hf_tasksel.gradients.attached import AttachedModel
 
 
 def run(values: dict[str, Any]) -> list[Any]:
@@ -59,7 +59,7 @@ def test_a_changed_costly_setting_is_an_error_and_a_cheap_one_is_done_again(fini
 
 STAGES = {
     "meta training": ("hf_tasksel.trainer.TaskSelectionTrainer.training_step", 4),
-    "gradients": ("hf_tasksel.gradients.collator.GradientCollator.gradients", 9),
+    "gradients": ("hf_tasksel.gradients.attached.AttachedModel.gradients", 9),
     "selection": ("hf_tasksel.pipeline.search", 1),
     "fine-tuning": ("hf_tasksel.pipeline.fine_tune", 2),
     "measuring": ("hf_tasksel.pipeline.mean_loss", 3),
@@ -73,7 +73,7 @@ def test_a_run_killed_in_any_stage_goes_on_to_the_same_selection(stage, finished
     module_name, name = target.rsplit(".", 1)
     owner: Any = pipeline if module_name == "hf_tasksel.pipeline" else None
     if owner is None:
-        owner = GradientCollator if name == "gradients" else pipeline.TaskSelectionTrainer
+        owner = AttachedModel if name == "gradients" else pipeline.TaskSelectionTrainer
     original, calls = getattr(owner, name), []
 
     def breaks(*args: Any, **kwargs: Any) -> Any:

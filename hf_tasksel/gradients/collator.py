@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 
-from ..errors import ConfigError, DataError, NonFiniteError
+from ..errors import ConfigError
+from .attached import AttachedModel, GradientBatch
 from .gradient_pass import PassOptions, collect_gradients
-from .model import batch_objectives, check_adapter, evaluation_mode, model_inputs, trainable_parameters, unwrap
-from .objective import OBJECTIVES, SampleObjectives
-from .per_sample import PerSampleGradients, trainable_shapes
+from .model import check_adapter, unwrap
+from .objective import OBJECTIVES
+from .per_sample import trainable_shapes
 from .projection import make_projection
 from .samples import SIDE_COLUMNS
 from .store import GradientStore, StoreLayout
-
-PACKED_COLUMNS = ("seq_lengths", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
 class TaskDataCollator:
@@ -41,19 +38,6 @@ class TaskDataCollator:
         if name == "data_collator" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.data_collator, name)
-
-
-@dataclass
-class GradientBatch:
-    """Per-sample results of one batch.
-
-    Attributes:
-        objectives: values, each of shape (batch_size,).
-        gradients: objective -> projected gradients of shape (num_seeds, batch_size, dim).
-    """
-
-    objectives: SampleObjectives
-    gradients: dict[str, Tensor]
 
 
 class GradientCollator(TaskDataCollator):
@@ -137,6 +121,10 @@ class GradientCollator(TaskDataCollator):
         seeds = tuple(p.seed for p in self.projections)
         return StoreLayout(first.dim, tuple(self.objectives), seeds, self.dtype, tuple(task_names))
 
+    def attach(self, model: torch.nn.Module) -> AttachedModel:
+        """Return a context manager that computes the gradients of many batches; call `prepare` before."""
+        return AttachedModel(model, self.objectives, self.projections)
+
     def gradients(self, model: torch.nn.Module, batch: dict[str, Any]) -> GradientBatch:
         """Return objectives and projected per-sample gradients of one collated batch: one forward pass, and one
         backward pass per objective. Gradients that parameters had before are cleared.
@@ -145,62 +133,5 @@ class GradientCollator(TaskDataCollator):
             NonFiniteError: naming the first sample whose loss or gradient is not finite.
             DataError: for packed or padding-free batches, and for samples without answer tokens.
         """
-        model = unwrap(model)
-        refuse_packed(batch)
-        inputs = model_inputs(model, batch)
-        device = inputs["labels"].device
-        dtype = torch.promote_types(trainable_parameters(model)[0].dtype, torch.float32)
-        shape = (len(self.projections), len(inputs["labels"]), self.projections[0].dim)
-        gradients = {o: torch.zeros(shape, device=device, dtype=dtype) for o in self.objectives}
-        current = self.objectives[0]
-
-        def sink(name: str, gradient: Tensor) -> None:
-            for sketch, projection in zip(gradients[current], self.projections, strict=True):
-                projection.add(sketch, name, gradient.to(dtype))
-
-        with evaluation_mode(model), torch.enable_grad(), PerSampleGradients(model, sink) as watched:
-            watched.expect(inputs)
-            objectives = batch_objectives(model, inputs)
-            check_answers(batch, objectives.num_tokens)
-            check_finite(batch, objectives.loss, "loss")
-            for current in self.objectives:
-                objectives.get(current).sum().backward(retain_graph=current != self.objectives[-1])
-                check_finite(batch, gradients[current].sum((0, 2)), f"{current} gradient")
-        model.zero_grad(set_to_none=True)
-        return GradientBatch(objectives.detach(), gradients)
-
-
-def refuse_packed(batch: dict[str, Any]) -> None:
-    """Raise `DataError` for a batch in which a row holds several samples, or that has no labels."""
-    if "labels" not in batch:
-        raise DataError(f"gradients need a column 'labels'; the batch has {sorted(batch)}")
-    rows = len(batch["labels"])
-    packed = [name for name in PACKED_COLUMNS if name in batch]
-    if packed or len(batch.get("sample_idx", batch["labels"])) != rows:
-        raise DataError(
-            f"the batch is packed ({packed[0] if packed else f'{rows} rows for more samples'}): gradients need one "
-            "sample per row, so switch packing and padding_free off"
-        )
-
-
-def sample_name(batch: dict[str, Any], row: int) -> str:
-    """Name the sample in a row of a batch for a message."""
-    return f"sample {int(batch['sample_idx'][row]) if 'sample_idx' in batch else row}"
-
-
-def check_answers(batch: dict[str, Any], num_tokens: Tensor) -> None:
-    """Raise `DataError` naming the first sample without answer tokens."""
-    empty = (num_tokens == 0).nonzero()
-    if len(empty):
-        name = sample_name(batch, int(empty[0]))
-        raise DataError(f"{name} has no answer token (all labels are -100): remove it, or raise max_length")
-
-
-def check_finite(batch: dict[str, Any], values: Tensor, what: str) -> None:
-    """Raise `NonFiniteError` naming the first sample whose value is not finite."""
-    bad = (~torch.isfinite(values.detach())).nonzero()
-    if len(bad):
-        raise NonFiniteError(
-            f"the {what} of {sample_name(batch, int(bad[0]))} is not finite: look at the row, lower the learning rate "
-            "of the meta training, or use a wider dtype"
-        )
+        with self.attach(model) as attached:
+            return attached.gradients(batch)

@@ -93,7 +93,7 @@ def measure_expansion(
     parameters = {names[id(p)]: p for p in trainable_parameters(model)}
     radius = norm(parameters.values())
     units = {kind: unit_direction(direction) for kind, direction in directions.items()}
-    inputs = [model_inputs(model, batch) for batch in batches]
+    inputs = [model_inputs(batch, trainable_parameters(model)[0].device) for batch in batches]
     rows = []
     with evaluation_mode(model):
         values, slopes = zip(*(value_and_slopes(model, batch, units, advance) for batch in inputs), strict=True)

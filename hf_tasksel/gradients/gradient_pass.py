@@ -18,6 +18,7 @@ from ..distributed import barrier, distributed_rank, gather_lists
 from ..errors import ConfigError, ModelError
 from ..fingerprints import data_fingerprint, model_fingerprint
 from ..progress import progress_bar
+from .attached import AttachedModel, GradientBatch
 from .model import is_sharded, unwrap
 from .samples import SampleTable, plan_batches
 from .self_check import check_against_autograd
@@ -25,7 +26,7 @@ from .store import GradientStore
 from .store_writer import StoreWriter
 
 if TYPE_CHECKING:
-    from .collator import GradientBatch, GradientCollator
+    from .collator import GradientCollator
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ def collect_gradients(
         barrier()  # no rank may write before every rank has seen what is finished
         if options.self_check and len(pending):
             check_against_autograd(collator, model, rows, pending)
-        work = GradientPass(collator, model, rows, options)
-        mine = 0
-        size = options.shard_size * world_size
-        with progress_bar(-(-len(pending) // world_size), description) as advance:
+        mine, size = 0, options.shard_size * world_size
+        with (
+            progress_bar(-(-len(pending) // world_size), description) as advance,
+            collator.attach(model) as attached,
+        ):
+            work = GradientPass(collator, attached, rows, options)
             for start in range(0, len(pending), size):
                 columns, gradients = work.run(pending[start : start + size], advance)
                 if len(columns["sample_idx"]):
@@ -94,14 +97,14 @@ class GradientPass:
     """One rank's part of a pass: computes batches, and makes them smaller when memory runs out."""
 
     def __init__(
-        self, collator: GradientCollator, model: torch.nn.Module, rows: SampleTable, options: PassOptions
+        self, collator: GradientCollator, attached: AttachedModel, rows: SampleTable, options: PassOptions
     ) -> None:
         self.collator = collator
-        self.model = model
+        self.attached = attached
         self.rows = rows
         self.batch_size = options.batch_size
         self.tokens_per_batch = options.tokens_per_batch
-        self.sharded = is_sharded(model)
+        self.sharded = is_sharded(attached.model)
 
     def run(
         self, positions: np.ndarray, advance: Callable[[int], None]
@@ -144,12 +147,11 @@ class GradientPass:
     def _batch(self, batch: np.ndarray) -> GradientBatch | None:
         """Compute one batch; when memory runs out, halve the limits for what follows and return None."""
         try:
-            return self.collator.gradients(self.model, self.collator([self.rows.feature(p) for p in batch]))
+            return self.attached.gradients(self.collator([self.rows.feature(p) for p in batch]))
         except RuntimeError as error:
             if not should_reduce_batch_size(error) or self.sharded:
                 raise
         # outside of the handler, whose traceback would keep the batch's tensors alive
-        self.model.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)
         if len(batch) == 1:
             raise ModelError(

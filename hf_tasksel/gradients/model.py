@@ -140,9 +140,8 @@ def check_problem_type(config: Any, labels: Tensor) -> None:
         )
 
 
-def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the model's own arguments of a collated batch, where its trainable parameters are."""
-    device = trainable_parameters(model)[0].device
+def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """Return the model's own arguments of a collated batch, on a device."""
     return {k: v.to(device) for k, v in batch.items() if k not in SIDE_COLUMNS and isinstance(v, Tensor)}
 
 

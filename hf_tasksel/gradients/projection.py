@@ -66,32 +66,34 @@ class Projection:
 class CountSketch(Projection):
     """Each parameter entry is added, with a random sign, to one random place: no matrix, O(p) per sample.
 
-    Inner products are kept in expectation (Charikar, Chen & Farach-Colton 2002; Weinberger et al. 2009).
+    Inner products are kept in expectation (Charikar, Chen & Farach-Colton 2002; Weinberger et al. 2009). Place and
+    sign are one random number below 2 d: entries of the upper half are subtracted. It is kept in two bytes.
     """
 
     kind = "count_sketch"
 
     def __init__(self, dim: int = 400, seed: int = 0) -> None:
         super().__init__(dim, seed)
-        self._maps: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self._places: dict[tuple[str, torch.device], Tensor] = {}
 
     def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
         flat = gradient.reshape(len(gradient), -1)
-        place, sign = self._map(name, flat.shape[1], flat.device)
-        sketch.index_add_(1, place, flat * sign.to(flat.dtype))
+        # 64-bit indices: on CPUs index_add_ is five times slower with 32-bit ones
+        place = self._place(name, flat.shape[1], flat.device).long()
+        sums = flat.new_zeros(len(flat), 2 * self.dim).index_add_(1, place, flat)
+        sketch.add_(sums[:, : self.dim]).sub_(sums[:, self.dim :])
 
     def lift(self, sketch: Tensor, name: str, shape: torch.Size) -> Tensor:
-        place, sign = self._map(name, shape.numel(), sketch.device)
-        return (sketch[place] * sign.to(sketch.dtype)).reshape(shape)
+        place = self._place(name, shape.numel(), sketch.device).long()
+        return torch.cat([sketch, -sketch])[place].reshape(shape)
 
-    def _map(self, name: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _place(self, name: str, size: int, device: torch.device) -> Tensor:
         key = (name, device)
-        if key not in self._maps:
-            generator = self.generator(name)
-            place = torch.randint(self.dim, (size,), generator=generator, dtype=torch.int32)
-            sign = torch.randint(2, (size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
-            self._maps[key] = place.to(device), sign.to(device)
-        return self._maps[key]
+        if key not in self._places:
+            narrow = torch.int16 if 2 * self.dim <= torch.iinfo(torch.int16).max else torch.int32
+            place = torch.randint(2 * self.dim, (size,), generator=self.generator(name), dtype=narrow)
+            self._places[key] = place.to(device)
+        return self._places[key]
 
 
 class Rademacher(Projection):

@@ -89,7 +89,7 @@ def autograd_sketches(collator: GradientCollator, model: nn.Module, feature: dic
         (num_parameters, SKETCH_DIM), float64, parameters in alphabetical order.
     """
     names = canonical_names(model)
-    inputs = model_inputs(model, collator([feature]))
+    inputs = model_inputs(collator([feature]), trainable_parameters(model)[0].device)
     labels = inputs["labels"]
     is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
     given = inputs if is_encoder_decoder else {k: v for k, v in inputs.items() if k != "labels"}
@@ -122,7 +122,7 @@ def hooked_sketches(
         (num_parameters, batch, SKETCH_DIM), float64, parameters in alphabetical order.
     """
     names = canonical_names(model)
-    inputs = model_inputs(model, collator(features))
+    inputs = model_inputs(collator(features), trainable_parameters(model)[0].device)
     zeros = torch.zeros(len(features), SKETCH_DIM, dtype=torch.float64, device=inputs["labels"].device)
     sketches = {names[id(p)]: zeros.clone() for p in trainable_parameters(model)}
 

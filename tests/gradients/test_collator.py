@@ -14,6 +14,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from conftest import tiny_llama, trained_lora
 from hf_tasksel.errors import ConfigError, DataError, ModelError, NonFiniteError, StoreError
+from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.gradients.collator import GradientCollator
 from reference import autograd_loop
 
@@ -165,7 +166,7 @@ def test_store_of_another_model_is_refused_and_the_difference_named(tokenizer, r
 def test_interrupted_pass_resumes_to_the_same_rows(model, tokenizer, rows, tmp_path, monkeypatch):
     whole = collect(model, tokenizer, rows, tmp_path / "whole")
     calls = []
-    original = GradientCollator.gradients
+    original = AttachedModel.gradients
 
     def breaks(self: Any, *args: Any) -> Any:
         calls.append(1)
@@ -173,7 +174,7 @@ def test_interrupted_pass_resumes_to_the_same_rows(model, tokenizer, rows, tmp_p
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(GradientCollator, "gradients", breaks)
+    monkeypatch.setattr(AttachedModel, "gradients", breaks)
     with pytest.raises(KeyboardInterrupt):
         collect(model, tokenizer, rows, tmp_path / "broken", batch_size=1)
     resumed = collect(model, tokenizer, rows, tmp_path / "broken", batch_size=1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import gradient_worker
 from hf_tasksel import GradientStore
 from hf_tasksel.errors import ConfigError, ModelError
-from hf_tasksel.gradients.collator import GradientCollator
+from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.gradients.samples import plan_batches
 from model_zoo import lora_model
 
@@ -73,15 +73,15 @@ def test_batches_hold_every_sample_once_within_their_limits(lengths, batch_size,
 
 def run_out_above(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
     """Let batches of more than `limit` samples run out of memory; returns the sizes that were tried."""
-    compute, tried = GradientCollator.gradients, []
+    compute, tried = AttachedModel.gradients, []
 
-    def gradients(self: Any, model: Any, batch: dict[str, Any]) -> Any:
+    def gradients(self: Any, batch: dict[str, Any]) -> Any:
         tried.append(len(batch["labels"]))
         if tried[-1] > limit:
             raise RuntimeError(OUT_OF_MEMORY)
-        return compute(self, model, batch)
+        return compute(self, batch)
 
-    monkeypatch.setattr(GradientCollator, "gradients", gradients)
+    monkeypatch.setattr(AttachedModel, "gradients", gradients)
     return tried
 
 
@@ -103,7 +103,7 @@ def test_a_sample_too_large_for_memory_is_named(model, tmp_path, monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_memory(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(GradientCollator, "gradients", lambda *_: (_ for _ in ()).throw(RuntimeError("device lost")))
+    monkeypatch.setattr(AttachedModel, "gradients", lambda *_: (_ for _ in ()).throw(RuntimeError("device lost")))
     with pytest.raises(RuntimeError, match="device lost"):
         gradient_worker.collect(tmp_path, model)
 
