@@ -239,34 +239,34 @@ def trak(work: Workload) -> Callable[[], Any]:
 
 
 def dattri(work: Workload) -> Callable[[], Any]:
-    """dattri's vectorised gradients (of all samples at once, by torch.func) and its sparse projection."""
+    """dattri's vectorised gradients (torch.func) and its projection: sparse on a GPU, dense where that is missing."""
     from dattri.func.projection import random_project
     from dattri.task import AttributionTask
 
     names = list(work.parameters())
+    kind = "sjlt" if work.model.device.type == "cuda" else "rademacher"
 
     def loss(parameters: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> Tensor:
         ids, labels = data
         arguments = {"input_ids": ids[None], "use_cache": False}
         return mean_token_loss(torch.func.functional_call(work.model, parameters, kwargs=arguments).logits[0], labels)
 
-    layers = sorted({name.rsplit(".", 1)[0] for name in names})
     task = AttributionTask(loss, work.model, dict(work.model.state_dict()))
-    gradient = task.get_grad_loss_func(in_dims=(None, (0, 0)), layer_name=layers, ckpt_idx=0)
-    flat, _ = task.get_param(0, layer_name=layers, layer_split=False)
+    gradient = task.get_grad_loss_func(in_dims=(None, (0, 0)), layer_name=names, ckpt_idx=0)
+    flat, _ = task.get_param(0, layer_name=names, layer_split=False)
 
     def run() -> None:
         for batch in work.batches:
             found = gradient(flat, (batch["input_ids"], batch["labels"]))
             found = found.reshape(len(batch["labels"]), -1)
-            project = random_project(found, len(found), DIM, 16, proj_type="sjlt", device=str(work.model.device))
+            project = random_project(found, len(found), DIM, 16, proj_type=kind, device=str(work.model.device))
             project(found)
 
     return run
 
 
-def bergson(work: Workload) -> Callable[[], Any]:
-    """bergson's collector with its single global projection of length d, per module and summed."""
+def bergson(work: Workload, target: str = "global", dim: int = DIM) -> Callable[[], Any]:
+    """bergson's collector with one projection of length d over all modules, as the others have it."""
     from bergson import GradientProcessor, collect_gradients
     from bergson.config.config import IndexConfig
     from bergson.utils.peft import detect_peft_modules
@@ -274,19 +274,21 @@ def bergson(work: Workload) -> Callable[[], Any]:
     batches = [list(range(i, min(i + BATCH_SIZE, len(work.rows)))) for i in range(0, len(work.rows), BATCH_SIZE)]
     rows = work.rows.add_column("length", [len(ids) for ids in work.rows["input_ids"]])
     modules = detect_peft_modules(work.model)
-    work.model.requires_grad_(True)  # as it does before collecting; the base's gradients are not asked for
-    for name, parameter in work.model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            options = {"projection_dim": DIM, "projection_target": "global"}
+            options = {"projection_dim": dim, "projection_target": target}
             config = IndexConfig(run_path=folder, loss_reduction="mean", token_batch_size=4096, **options)
             config.partial_run_path.mkdir(parents=True, exist_ok=True)
             processor = GradientProcessor(**options)
             collect_gradients(work.model, rows, processor, config, batches=batches, target_modules=modules)
 
     return run
+
+
+def bergson_per_module(work: Workload) -> Callable[[], Any]:
+    """bergson's usual projection: every module's gradient to 16 x 16, many more numbers per sample than d."""
+    return bergson(work, "per_module", 16)
 
 
 CONTENDERS: dict[str, Callable[[Workload], Callable[[], Any]]] = {
@@ -297,4 +299,5 @@ CONTENDERS: dict[str, Callable[[Workload], Callable[[], Any]]] = {
     "trak": trak,
     "dattri": dattri,
     "bergson": bergson,
+    "bergson per module, 16 x 16": bergson_per_module,
 }

@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, Trainin
 from hf_tasksel.config import RunConfig, resolve_path
 from hf_tasksel.expansion_report import check_expansion
 from hf_tasksel.gradients.expansion import ExpansionError
-from hf_tasksel.pipeline import Run
 from hf_tasksel.plots import draw_expansion, save
+from hf_tasksel.run_context import Run
 from hf_tasksel.run_record import versions
 
 ROOT = Path(__file__).resolve().parent.parent

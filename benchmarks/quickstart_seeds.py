@@ -23,6 +23,7 @@ from hf_tasksel.evaluation import answer_accuracy, mean_loss
 from hf_tasksel.fine_tuning import fine_tune
 from hf_tasksel.models import load_adapter, load_base, lora_config
 from hf_tasksel.quickstart.generate import PLANTED, TARGET, generate_tasks, write_tasks
+from hf_tasksel.run_context import Run
 from hf_tasksel.run_record import versions
 from hf_tasksel.stores import run_stores
 
@@ -66,7 +67,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     overrides += ["--target.dev_dataset", str(held_out / f"{TARGET}.dev.jsonl.gz")]
     overrides += ["--target.test_dataset", str(held_out / f"{TARGET}.test.jsonl.gz")]
     config = RunConfig.from_yaml(ROOT / "recipes" / "quickstart.yaml", overrides)
-    run = pipeline.Run(config, print)
+    run = Run(config, print)
     rows = pipeline.run_all(run)
     estimator = SubsetEstimator().fit(run_stores(run.output_dir, "half"), TARGET)
     floor = config.selection.min_tasks
@@ -94,7 +95,7 @@ def planted(*kinds: str) -> list[str]:
     return [task for task, kind in PLANTED.items() if kind in kinds]
 
 
-def tune(run: pipeline.Run, name: str, tasks: list[str]) -> dict[str, float]:
+def tune(run: Run, name: str, tasks: list[str]) -> dict[str, float]:
     """Fine-tune the base on some tasks; return test loss and answer accuracy."""
     folder = run.output_dir / "study" / name.replace(",", "").replace(" ", "-")
     args = dataclasses.replace(run.final_args, output_dir=str(folder))

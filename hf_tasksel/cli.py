@@ -133,9 +133,10 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
     config = RunConfig.from_yaml(options.config, overrides)
     quiet_libraries(options.quiet or options.json)
     from . import pipeline
+    from .run_context import Run
 
     say = (lambda message: None) if options.quiet or options.json else print_message
-    current = pipeline.Run(config, say, repair=getattr(options, "repair", False))
+    current = Run(config, say, repair=getattr(options, "repair", False))
     if options.command == "expansion":
         from .distributed import distributed_rank
         from .expansion_report import check_expansion, print_expansion

@@ -21,9 +21,10 @@ from .gradients.per_sample import trainable_shapes
 from .gradients.projection import Projection
 from .gradients.samples import SampleTable, plan_batches
 from .models import load_adapter, load_base
-from .pipeline import Run, collect, fit_estimator, make_collator
+from .pipeline import collect, fit_estimator, make_collator
 from .plots import plot_expansion
 from .progress import progress_bar
+from .run_context import Run
 from .stores import run_stores
 
 EXPANSION_FILE = "expansion.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from peft import get_peft_model
 from rich.console import Console
@@ -15,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from .arguments import fine_tuning_arguments, meta_arguments
 from .config import RunConfig
 from .formatting import tokenize_rows
+from .gradients.costs import gradient_costs
 from .models import load_model_config, load_tokenizer, lora_config
 from .tasks import load_tasks
-
-COLUMN_BYTES = 32  # sample_idx, task, split, value, loss and num_tokens of one row, about
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
@@ -46,11 +44,21 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     trained = trained_tokens(meta, tokens["train"], samples["train"])
     retrained = trained_tokens(final, tokens["train"], samples["train"])
     gradient_tokens = passes * (tokens["train"] + tokens["dev"])
-    width = torch.finfo(getattr(torch, config.gradients.dtype)).bits // 8
-    row_bytes = width * config.gradients.dim * len(config.gradients.objectives) + COLUMN_BYTES
+    options = config.gradients
+    costs = gradient_costs(
+        parameters["total"],
+        parameters["trainable"],
+        tokens_per_sample=tokens["train"] / max(1, samples["train"]),
+        train_batch_size=meta.per_device_train_batch_size * meta.gradient_accumulation_steps * meta.world_size,
+        dim=options.dim,
+        num_seeds=len(options.seeds),
+        num_objectives=len(options.objectives),
+        dtype=options.dtype,
+        projection=options.projection,
+    )
     macs = {
         "meta training": 2 * parameters["total"] * trained,
-        "gradient passes": (1 + len(config.gradients.objectives)) * parameters["total"] * gradient_tokens,
+        "gradient passes": round(2 * parameters["total"] * costs.relative_to_training * gradient_tokens),
         "one fine-tune on all tasks": 2 * parameters["total"] * retrained,
     }
     return {
@@ -59,8 +67,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "samples": samples,
         "tokens": tokens,
         "parameters": parameters,
-        "gradient_store_bytes": passes * row_bytes * (samples["train"] + samples["dev"]),
-        "projection_bytes": 9 * parameters["trainable"],
+        "gradient_store_bytes": passes * costs.bytes_per_sample * (samples["train"] + samples["dev"]),
+        "gradient_pass": costs.to_dict(),
         "adapter_bytes": 4 * parameters["trainable"],
         "training_state_bytes": 4 * parameters["total"] + 12 * parameters["trainable"],
         "multiply_accumulates": macs,
@@ -100,7 +108,11 @@ def print_plan(plan: dict[str, Any]) -> None:
         cost.add_row(f"{split} samples (tokens)", f"{count:,} ({plan['tokens'][split]:,})")
     cost.add_row("parameters (trained)", f"{plan['parameters']['total']:,} ({plan['parameters']['trainable']:,})")
     cost.add_row("gradient stores on disk", readable_bytes(plan["gradient_store_bytes"]))
-    cost.add_row("projection in memory", readable_bytes(plan["projection_bytes"]))
+    gradients = plan["gradient_pass"]
+    cost.add_row("  per sample and pass", f"{gradients['bytes_per_sample']:,} B")
+    cost.add_row("projection in memory", readable_bytes(gradients["projection_bytes"]))
+    cost.add_row("a gradient pass ÷ a training epoch", f"{gradients['relative_to_training']:.2f}")
+    cost.add_row("  training steps per million samples", f"{gradients['steps_per_million_samples']:,}")
     cost.add_row(
         "weights and optimizer in memory, float32, without activations", readable_bytes(plan["training_state_bytes"])
     )

@@ -13,6 +13,7 @@ from hf_tasksel import SelectionResult, pipeline
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import TaskSelectionError
 from hf_tasksel.gradients.attached import AttachedModel
+from hf_tasksel.run_context import Run
 
 
 def run(values: dict[str, Any]) -> list[Any]:
@@ -54,7 +55,7 @@ def test_a_changed_costly_setting_is_an_error_and_a_cheap_one_is_done_again(fini
     with pytest.raises(TaskSelectionError, match=r"finished stage 'gradients/checkpoint-3' with gradients"):
         run({**values, "gradients": {**values["gradients"], "dim": 32}})
     backward = RunConfig.from_dict({**values, "selection": {"method": "backward"}})
-    assert pipeline.select(pipeline.Run(backward, lambda m: None)).method == "backward"
+    assert pipeline.select(Run(backward, lambda m: None)).method == "backward"
 
 
 STAGES = {

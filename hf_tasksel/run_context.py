@@ -1,0 +1,134 @@
+"""What the stages of one run share: configuration, folder, data, and the record of what is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import comparisons, fine_tuning_arguments, meta_arguments
+from .config import RunConfig
+from .distributed import barrier, distributed_rank
+from .errors import TaskSelectionError
+from .estimation.surrogates import surrogate_class
+from .fingerprints import data_fingerprint, value_fingerprint
+from .formatting import tokenize_rows
+from .models import load_model_config, load_tokenizer, lora_config
+from .run_record import RunRecord, versions
+from .selection.search import check_method
+from .tasks import TaskSplits, count_truncated, load_tasks, report_dict
+
+
+class Run:
+    """One run: its configuration, its folder, and the data and models that stages share (loaded when first needed).
+
+    Args:
+        config: the run configuration.
+        say: where messages go, on the first rank.
+        repair: collect the samples of damaged gradient shards again instead of stopping at them.
+
+    Raises:
+        ConfigError: when any section holds an unknown key or a refused value.
+        TaskSelectionError: when the output folder cannot be written.
+    """
+
+    def __init__(self, config: RunConfig, say: Callable[[str], None] = print, *, repair: bool = False) -> None:
+        self.config = config
+        self.repair = repair
+        self.output_dir = Path(config.output_dir)
+        self._say = say
+        check_method(config.selection.method)
+        surrogate_class(config.estimator.surrogate)
+        self.compare_with = comparisons(config)
+        self.is_encoder_decoder = bool(load_model_config(config).is_encoder_decoder)
+        lora_config(config, self.is_encoder_decoder)
+        # Building the arguments also starts the process group of a distributed launch.
+        self.meta_args = meta_arguments(config, str(self.output_dir / "meta"), self.is_encoder_decoder)
+        self.final_args = fine_tuning_arguments(config, str(self.output_dir / "final"), self.is_encoder_decoder)
+        self.record = RunRecord(self.output_dir)
+        barrier()
+        self.record.update(config=config.to_dict(), versions=versions())
+
+    def say(self, message: str) -> None:
+        """Tell the user, once per launch."""
+        if distributed_rank()[0] == 0:
+            self._say(message)
+
+    @cached_property
+    def splits(self) -> TaskSplits:
+        """The run's data as text."""
+        return load_tasks(self.config)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return load_tokenizer(self.config)
+
+    @cached_property
+    def tokenized(self) -> dict[str, Dataset]:
+        """`train`, `dev` and `test` rows as tokens; what was left out is said and kept on record."""
+        options = (self.tokenizer, self.config.max_length, self.is_encoder_decoder)
+        parts = {"train": self.splits.train, "dev": self.splits.dev, "test": self.splits.test}
+        tokenized = {name: tokenize_rows(rows, *options) for name, rows in parts.items()}
+        report = self.splits.report
+        report.truncated = count_truncated(tokenized["train"], self.config.max_length)
+        for line in report.lines():
+            self.say(f"data: {line}")
+        self.record.update(data=report_dict(report))
+        return tokenized
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Hash of all tokens."""
+        return data_fingerprint(self.tokenized)
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """Return everything that a stage's result depends on, as plain values."""
+        c = self.config
+        base = {
+            "model_name_or_path": c.model_name_or_path,
+            "model_revision": c.model_revision,
+            "dtype": c.dtype,
+            "quantization": c.quantization,
+            "seed": c.seed,
+            "lora": c.lora,
+            "data": self.data_fingerprint,
+        }
+        if stage == "meta":
+            return {**base, "meta": c.meta, "checkpoints": [str(x) for x in c.gradients.checkpoints]}
+        if stage == "select":
+            return {
+                "meta": self.record.fingerprint("meta"),
+                "estimator": dataclasses.asdict(c.estimator),
+                "selection": dataclasses.asdict(c.selection),
+            }
+        return {**base, "meta": c.meta, "fine_tuning": c.fine_tuning, "generation": c.generation}
+
+
+def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo: bool = False) -> bool:
+    """Say whether a stage's result is there and was made from the same settings.
+
+    A costly result of other settings is never overwritten: that is an error which names the difference, unless `redo`.
+    """
+    old = run.record.fingerprint(stage)
+    if old is None or not result.exists():
+        return False
+    if old == value_fingerprint(settings):
+        return True
+    was = run.record.settings(stage)
+    changed = sorted(k for k in {*was, *settings} if was.get(k) != settings.get(k))
+    if redo:
+        run.say(f"{stage}: {', '.join(changed)} changed, doing it again")
+        return False
+    # a hash of the data says least: name it only where nothing else differs
+    key = next((k for k in changed if k != "data"), "data")
+    raise TaskSelectionError(
+        f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is "
+        f"{settings.get(key)!r}:"
+        f" use another output_dir, or delete {result.parent}"
+    )
