@@ -28,7 +28,7 @@ from hf_tasksel.gradients.per_sample import trainable_shapes
 from hf_tasksel.gradients.projection import Projection, make_projection
 from hf_tasksel.gradients.store import GradientStore
 from hf_tasksel.models import load_adapter, load_base
-from hf_tasksel.plots import BLUE, ORANGE, save, tidy
+from hf_tasksel.plots import BLUE, GREEN, GREY, ORANGE, save, tidy
 from hf_tasksel.run_context import Run
 from hf_tasksel.run_record import versions
 from hf_tasksel.stores import checkpoint_steps
@@ -36,6 +36,7 @@ from hf_tasksel.stores import checkpoint_steps
 ROOT = Path(__file__).resolve().parent.parent
 DIMS = (50, 100, 200, 400, 1000, 2000, 4000)
 KINDS = ("count_sketch", "rademacher")
+STYLES = ((BLUE, "o"), (GREEN, "^"), (ORANGE, "s"), (GREY, "v"))
 NUM_SUBSETS = 200
 
 
@@ -57,9 +58,14 @@ def main() -> None:
     rows = []
     for kind in KINDS:
         for dim in DIMS:
+            found = []
             for seed in range(options.seeds):
                 sketch = project(make_projection(kind, dim, seed), exact, shapes, order)
-                rows.append({"kind": kind, "dim": dim, "seed": seed, **errors(exact, sketch, problem, reference)})
+                found.append(problem.estimates(sketch))
+                quality = {**inner_product_error(exact, sketch), **estimate_errors(found[-1], reference)}
+                rows.append({"kind": kind, "dim": dim, "seed": seed, **quality})
+            mean = estimate_errors(np.mean(found, axis=0), reference)
+            rows.append({"kind": f"{kind}, mean of {options.seeds} seeds", "dim": dim, **mean})
             print(kind, dim, {k: round(v, 4) for k, v in rows[-1].items() if isinstance(v, float)}, flush=True)
     result = {
         "command": f"python benchmarks/projections.py {options.config}",
@@ -141,17 +147,18 @@ class EstimateProblem:
         return np.asarray(found)
 
 
-def errors(
-    exact: torch.Tensor, sketch: torch.Tensor, problem: EstimateProblem, reference: np.ndarray
-) -> dict[str, float]:
-    """Return the errors of a sketch."""
+def inner_product_error(exact: torch.Tensor, sketch: torch.Tensor) -> dict[str, float]:
+    """Return the root mean square error of a sketch's inner products, relative to the norms."""
     norms = exact.norm(dim=1)
     relative = (sketch @ sketch.T - exact @ exact.T) / torch.outer(norms, norms)
     pairs = relative[~torch.eye(len(exact), dtype=torch.bool)]
-    found = problem.estimates(sketch)
+    return {"inner_product_error": float(pairs.square().mean().sqrt())}
+
+
+def estimate_errors(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Compare estimates with those by exact gradients."""
     error = np.sqrt(np.mean((found - reference) ** 2))
     return {
-        "inner_product_error": float(pairs.square().mean().sqrt()),
         "estimate_spearman": float(spearmanr(found, reference).statistic),
         "estimate_error_over_spread": float(error / reference.std()),
     }
@@ -166,7 +173,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
         "estimate_error_over_spread": "error of estimates ÷ their spread",
     }
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for kind, colour, marker in zip(KINDS, (BLUE, ORANGE), "os", strict=True):
+        kinds = list(dict.fromkeys(row["kind"] for row in rows if key in row))
+        for kind, (colour, marker) in zip(kinds, STYLES if len(kinds) > 2 else STYLES[::2], strict=False):
             values = [[r[key] for r in rows if r["kind"] == kind and r["dim"] == dim] for dim in DIMS]
             means, stds = [np.mean(v) for v in values], [np.std(v) for v in values]
             axes.errorbar(DIMS, means, stds, color=colour, marker=marker, capsize=3, label=kind.replace("_", " "))

@@ -82,9 +82,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def checkpointed(layer: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a layer so that its activations are computed again in the backward pass."""
-    if torch.is_grad_enabled() and args and isinstance(args[0], Tensor) and not args[0].requires_grad:
-        # a re-entrant checkpoint whose inputs need no gradient would cut the layer out of the graph
-        args = (args[0].detach().requires_grad_(), *args[1:])
     return layer._gradient_checkpointing_func(partial(forward, **kwargs), *args)
 
 

@@ -106,6 +106,16 @@ def test_every_kind_of_lora_is_exact(kind):
     assert worst_error(lora_model("llama", **LORA_KINDS[kind]), "llama") < 1e-10
 
 
+def test_padding_tokens_inside_a_sample_are_exact():
+    model, rows = lora_model("llama", target_modules=["embed_tokens", "q_proj"]), sample_rows("llama")
+    assert model.get_input_embeddings().get_base_layer().padding_idx == 0
+    for row in rows:
+        row["input_ids"][2] = 0  # as where the end of a turn is also the padding token
+    found = engine_gradients(model, collate(rows))
+    for objective in OBJECTIVES:
+        assert relative_error(found[objective], autograd_loop(model, rows, objective)) < 1e-10
+
+
 def test_biases_of_linear_layers_are_exact():
     model = lora_model("qwen2", bias="all")
     assert any(name.endswith("base_layer.bias") and p.requires_grad for name, p in model.named_parameters())
