@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,9 +142,9 @@ def plain_step(work: Workload) -> Callable[[], Any]:
     return run
 
 
-def this_package(work: Workload) -> Callable[[], Any]:
+def this_package(work: Workload, seeds: tuple[int, ...] = (0,)) -> Callable[[], Any]:
     """The whole pass as users run it, but for the self-check: fingerprints, hooks, projection, checks, shards."""
-    collator = GradientCollator(pad, dim=DIM)
+    collator = GradientCollator(pad, dim=DIM, seeds=seeds)
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -294,6 +295,7 @@ def bergson_per_module(work: Workload) -> Callable[[], Any]:
 CONTENDERS: dict[str, Callable[[Workload], Callable[[], Any]]] = {
     "plain step": plain_step,
     "hf_tasksel": this_package,
+    "hf_tasksel, three seeds": partial(this_package, seeds=(0, 1, 2)),
     "autograd loop": autograd_loop,
     "opacus": opacus,
     "trak": trak,

@@ -119,7 +119,7 @@ def draw(families: dict[str, list[ExpansionError]]) -> None:
     for axes in grid.flat:
         axes.set_xlabel("")
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("distance, % of the norm of the LoRA parameters")
     figure.supylabel("mean squared relative error of the log-odds")
     save(figure, PICTURE)

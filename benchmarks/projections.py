@@ -28,7 +28,7 @@ from hf_tasksel.gradients.per_sample import trainable_shapes
 from hf_tasksel.gradients.projection import Projection, make_projection
 from hf_tasksel.gradients.store import GradientStore
 from hf_tasksel.models import load_adapter, load_base
-from hf_tasksel.plots import BLUE, GREEN, GREY, ORANGE, save, tidy
+from hf_tasksel.plots import BLUE, ORANGE, save, tidy
 from hf_tasksel.run_context import Run
 from hf_tasksel.run_record import versions
 from hf_tasksel.stores import checkpoint_steps
@@ -36,7 +36,15 @@ from hf_tasksel.stores import checkpoint_steps
 ROOT = Path(__file__).resolve().parent.parent
 DIMS = (50, 100, 200, 400, 1000, 2000, 4000)
 KINDS = ("count_sketch", "rademacher")
-STYLES = ((BLUE, "o"), (GREEN, "^"), (ORANGE, "s"), (GREY, "v"))
+MEANS = (3, 6)
+STYLES = {
+    "count_sketch": (BLUE, "o", "-"),
+    "count_sketch, mean of 3 seeds": (BLUE, "^", "--"),
+    "count_sketch, mean of 6 seeds": (BLUE, "v", ":"),
+    "rademacher": (ORANGE, "s", "-"),
+    "rademacher, mean of 3 seeds": (ORANGE, "^", "--"),
+    "rademacher, mean of 6 seeds": (ORANGE, "v", ":"),
+}
 NUM_SUBSETS = 200
 
 
@@ -47,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output_dir")
     parser.add_argument("--train_samples", type=int, default=1000)
     parser.add_argument("--dev_samples", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=6)
     options = parser.parse_args()
     config = RunConfig.from_yaml(options.config, ["--output_dir", options.output_dir] if options.output_dir else [])
     run = Run(config, say=lambda message: None)
@@ -64,8 +72,10 @@ def main() -> None:
                 found.append(problem.estimates(sketch))
                 quality = {**inner_product_error(exact, sketch), **estimate_errors(found[-1], reference)}
                 rows.append({"kind": kind, "dim": dim, "seed": seed, **quality})
-            mean = estimate_errors(np.mean(found, axis=0), reference)
-            rows.append({"kind": f"{kind}, mean of {options.seeds} seeds", "dim": dim, **mean})
+            for count in MEANS:
+                for first in range(0, options.seeds - count + 1, count):
+                    mean = estimate_errors(np.mean(found[first : first + count], axis=0), reference)
+                    rows.append({"kind": f"{kind}, mean of {count} seeds", "dim": dim, "seed": first, **mean})
             print(kind, dim, {k: round(v, 4) for k, v in rows[-1].items() if isinstance(v, float)}, flush=True)
     result = {
         "command": f"python benchmarks/projections.py {options.config}",
@@ -173,11 +183,14 @@ def draw(rows: list[dict[str, Any]]) -> None:
         "estimate_error_over_spread": "error of estimates ÷ their spread",
     }
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        kinds = list(dict.fromkeys(row["kind"] for row in rows if key in row))
-        for kind, (colour, marker) in zip(kinds, STYLES if len(kinds) > 2 else STYLES[::2], strict=False):
+        for kind, (colour, marker, line) in STYLES.items():
+            if not any(r["kind"] == kind and key in r for r in rows):
+                continue
             values = [[r[key] for r in rows if r["kind"] == kind and r["dim"] == dim] for dim in DIMS]
             means, stds = [np.mean(v) for v in values], [np.std(v) for v in values]
-            axes.errorbar(DIMS, means, stds, color=colour, marker=marker, capsize=3, label=kind.replace("_", " "))
+            axes.errorbar(
+                DIMS, means, stds, color=colour, marker=marker, ls=line, capsize=3, label=kind.replace("_", " ")
+            )
         axes.set_xscale("log")
         axes.set_title(title)
         axes.set_xlabel("length d of the sketch")

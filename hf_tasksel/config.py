@@ -110,7 +110,7 @@ class GradientsConfig:
     objectives: list[str] = field(default_factory=lambda: ["loss"])
     projection: str = "count_sketch"
     dim: int = 400
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     dtype: str = "float16"
     checkpoints: list[Any] = field(default_factory=lambda: ["half", "end"])
     batch_size: int = 64

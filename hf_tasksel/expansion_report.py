@@ -48,7 +48,7 @@ def check_expansion(run: Run) -> list[ExpansionError]:
         collator = make_collator(run)
         collator.prepare(model)
         directions = {
-            SURROGATE: surrogate_direction(estimator, collator.projections[0], model),
+            SURROGATE: surrogate_direction(estimator, collator.projections, model),
             RANDOM: random_direction(model, run.config.seed),
         }
         batches = dev_batches(run)
@@ -60,12 +60,19 @@ def check_expansion(run: Run) -> list[ExpansionError]:
     return read_expansion(run.output_dir)
 
 
-def surrogate_direction(estimator: SubsetEstimator, projection: Projection, model: nn.Module) -> Direction:
-    """Return where the estimator expects fine-tuning on all tasks to move the parameters, lifted out of the sketch."""
-    surrogate, _ = estimator.expansions_[0]
+def surrogate_direction(estimator: SubsetEstimator, projections: Sequence[Projection], model: nn.Module) -> Direction:
+    """Return where the estimator expects fine-tuning on all tasks to move the parameters.
+
+    Displacements are lifted out of the sketches of the first store and added up over its projection seeds.
+    """
     everything = torch.ones(1, len(estimator.task_names_), dtype=torch.float64)
-    sketch = surrogate.displacement(everything)[0].float()
-    return {name: projection.lift(sketch, name, shape) for name, shape in trainable_shapes(model).items()}
+    expansions = estimator.expansions_[: len(projections)]
+    sketches = [surrogate.displacement(everything)[0].float() for surrogate, _ in expansions]
+    lifted = list(zip(projections, sketches, strict=True))
+    return {
+        name: torch.stack([projection.lift(sketch, name, shape) for projection, sketch in lifted]).sum(0)
+        for name, shape in trainable_shapes(model).items()
+    }
 
 
 def dev_batches(run: Run) -> list[dict[str, Any]]:

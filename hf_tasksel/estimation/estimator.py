@@ -41,7 +41,8 @@ class SubsetEstimator(BaseEstimator):
         """Prepare estimates for one target.
 
         Args:
-            store: a gradient store, or several of the same tasks (meta checkpoints, projection seeds) to average over.
+            store: a gradient store, or several of the same tasks (meta checkpoints) to average over. Estimates are
+                also averaged over the projection seeds of a store.
             target: name of the task whose dev samples are in the store.
 
         Raises:
@@ -57,7 +58,9 @@ class SubsetEstimator(BaseEstimator):
                 raise DataError(f"{other.path} has other tasks than {stores[0].path}: average stores of one run only")
         cls = surrogate_class(self.surrogate)
         self.expansions_: list[tuple[Surrogate, DevStatistics]] = [
-            (cls(self.regularization).fit(s), dev_statistics(s, target)) for s in stores
+            (cls(self.regularization).fit(s, seed), dev_statistics(s, target, seed))
+            for s in stores
+            for seed in s.seeds
         ]
         self.target_ = target
         self.num_dev_samples_ = self.expansions_[0][1].num_samples

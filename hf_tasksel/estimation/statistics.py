@@ -43,11 +43,11 @@ class DevStatistics:
     num_samples: int
 
 
-def task_statistics(store: GradientStore, objective: str) -> TaskStatistics:
-    """Sum up the training samples of each task, reading the gradients in chunks."""
+def task_statistics(store: GradientStore, objective: str, seed: int | None = None) -> TaskStatistics:
+    """Sum up the training samples of each task, reading the gradients (by one projection seed) in chunks."""
     tasks = store.task_names
     train = np.flatnonzero(store.split == "train")
-    gradients = store.gradients(objective)
+    gradients = store.gradients(objective, seed)
     dim = gradients.shape[1]
     result = TaskStatistics(
         tasks=tasks,
@@ -83,8 +83,8 @@ def dev_rows(store: GradientStore, target: str) -> np.ndarray:
     return rows
 
 
-def dev_statistics(store: GradientStore, target: str) -> DevStatistics:
-    """Return the token-weighted mean loss of the target's dev samples and its projected gradient.
+def dev_statistics(store: GradientStore, target: str, seed: int | None = None) -> DevStatistics:
+    """Return the token-weighted mean loss of the target's dev samples and its gradient, projected by one seed.
 
     Raises:
         DataError: when the target has no dev samples.
@@ -94,5 +94,5 @@ def dev_statistics(store: GradientStore, target: str) -> DevStatistics:
         raise StoreError(f"estimates in nats need loss gradients, and {store.path} has {store.objectives} only")
     rows = dev_rows(store, target)
     weights = store.num_tokens[rows] / store.num_tokens[rows].sum()
-    gradient = weights @ store.gradients("loss")[rows].astype(np.float64)
+    gradient = weights @ store.gradients("loss", seed)[rows].astype(np.float64)
     return DevStatistics(float(weights @ store.loss[rows].astype(np.float64)), torch.from_numpy(gradient), len(rows))

@@ -37,8 +37,8 @@ class Surrogate:
         if self.regularization <= 0:
             raise ConfigError(f"estimator.regularization must be positive, not {self.regularization}")
 
-    def fit(self, store: GradientStore) -> Surrogate:
-        """Take what is needed from a store."""
+    def fit(self, store: GradientStore, seed: int | None = None) -> Surrogate:
+        """Take what is needed from a store, by one seed of its projection (the first one if None)."""
         raise NotImplementedError
 
     def displacement(self, weights: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class EmpiricalFisherRidge(Surrogate):
     name = "empirical_fisher"
     default_regularization = 0.1
 
-    def fit(self, store: GradientStore) -> EmpiricalFisherRidge:
-        self.statistics = task_statistics(store, "loss")
+    def fit(self, store: GradientStore, seed: int | None = None) -> EmpiricalFisherRidge:
+        self.statistics = task_statistics(store, "loss", seed)
         total = self.statistics.gram.sum(0) / self.statistics.weight.sum()
         self.damping = self.regularization * float(total.trace()) / total.shape[0]
         return self
@@ -89,9 +89,9 @@ class OffsetLogistic(Surrogate):
     default_regularization = 1.0
     tolerance = 1e-8
 
-    def fit(self, store: GradientStore) -> OffsetLogistic:
+    def fit(self, store: GradientStore, seed: int | None = None) -> OffsetLogistic:
         train = np.flatnonzero(store.split == "train")
-        self.gradients = store.gradients("log_odds")[train].astype(np.float64)
+        self.gradients = store.gradients("log_odds", seed)[train].astype(np.float64)
         self.offsets = self._offsets(store, train)
         self.task_ids = np.asarray([store.task_names.index(t) for t in store.task[train]])
         slope = 1 / (1 + np.exp(self.offsets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 from hf_tasksel.errors import ConfigError, DataError, StoreError
 from hf_tasksel.estimation.estimator import SubsetEstimator
 from hf_tasksel.gradients.store import GradientStore
+from hf_tasksel.gradients.store_writer import StoreWriter
 
 TASKS = ["a", "b", "c"]
 DIM = 6
@@ -40,6 +42,26 @@ def make_store(folder: Path, seed: int = 0, log_odds: bool = True, order: np.nda
 @pytest.fixture
 def store(tmp_path: Path) -> GradientStore:
     return make_store(tmp_path / "store")
+
+
+def test_estimates_are_averaged_over_projection_seeds(tmp_path):
+    singles = [make_store(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    other = singles[1].gradients("loss")
+    layout = replace(singles[0].layout, seeds=(3, 4), objectives=("loss",))
+    columns = {name: getattr(singles[0], name) for name in ("sample_idx", "task", "split", "value", "loss")}
+    columns = {**columns, "num_tokens": singles[0].num_tokens}
+    with StoreWriter(tmp_path / "both", {}, layout) as writer:
+        writer.write(columns, {("loss", 3): singles[0].gradients("loss"), ("loss", 4): other})
+        writer.finish(len(singles[0]))
+    names = ("task", "split", "value", "loss", "num_tokens")
+    second = GradientStore.from_arrays(
+        tmp_path / "second", **{n: getattr(singles[0], n) for n in names}, loss_gradient=other
+    )
+    subsets = [["a"], ["a", "c"]]
+    each = [SubsetEstimator().fit(s, "goal").predict(subsets) for s in (singles[0], second)]
+    both = SubsetEstimator().fit(GradientStore(tmp_path / "both"), "goal").predict(subsets)
+    np.testing.assert_allclose(both, np.mean(each, axis=0), rtol=1e-9)
+    assert not np.allclose(each[0], each[1])
 
 
 def rows_of(store: GradientStore, subset: list[str]) -> np.ndarray:
