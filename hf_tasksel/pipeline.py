@@ -27,7 +27,7 @@ from .models import add_lora, load_adapter, load_base, lora_config
 from .plots import plot_selection
 from .progress import show_progress
 from .report import push_final, write_report
-from .run_context import Run, finished
+from .run_context import PASS_OPTIONS, SKETCH_OPTIONS, Run, finished, section_part
 from .selection.result import SELECTION_FILE, SelectionResult
 from .selection.search import SEARCHES
 from .stores import checkpoint_steps, run_stores, store_path
@@ -36,7 +36,6 @@ from .training_args import checkpoint_step
 
 EVALUATION_FILE = "evaluation.json"
 ESTIMATES_FILE = "estimates.parquet"
-PASS_OPTIONS = ("batch_size", "tokens_per_batch", "shard_size", "self_check")  # they do not change the gradients
 
 
 def meta_train(run: Run) -> None:
@@ -108,20 +107,14 @@ def collect(run: Run) -> None:
                 folder,
                 description=f"gradients at step {step}",
                 repair=run.repair,
-                **{name: getattr(options, name) for name in PASS_OPTIONS},
+                **section_part(options, PASS_OPTIONS),
             )
 
 
 def make_collator(run: Run) -> GradientCollator:
     """Return the collator that the section `gradients` describes."""
-    options = run.config.gradients
     return GradientCollator(
-        DataCollatorForSeq2Seq(run.tokenizer, padding=True),
-        objectives=options.objectives,
-        projection=options.projection,
-        dim=options.dim,
-        seeds=options.seeds,
-        dtype=options.dtype,
+        DataCollatorForSeq2Seq(run.tokenizer, padding=True), **section_part(run.config.gradients, SKETCH_OPTIONS)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,20 @@ from .errors import TaskSelectionError
 from .estimation.surrogates import surrogate_class
 from .fingerprints import data_fingerprint, value_fingerprint
 from .formatting import tokenize_rows
+from .gradients.collator import GradientCollator
+from .gradients.gradient_pass import PassOptions
 from .models import load_model_config, load_tokenizer, lora_config
 from .run_record import RunRecord, versions
 from .selection.search import check_method
 from .tasks import TaskSplits, count_truncated, load_tasks, report_dict
+
+SKETCH_OPTIONS = ("objectives", "projection", "dim", "seeds", "dtype")
+PASS_OPTIONS = ("batch_size", "tokens_per_batch", "shard_size", "self_check")  # they do not change the gradients
+
+
+def section_part(section: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return some fields of a section of the configuration as keyword arguments."""
+    return {name: getattr(section, name) for name in names}
 
 
 class Run:
@@ -47,6 +57,8 @@ class Run:
         self.compare_with = comparisons(config)
         self.is_encoder_decoder = bool(load_model_config(config).is_encoder_decoder)
         lora_config(config, self.is_encoder_decoder)
+        GradientCollator(lambda features: {}, **section_part(config.gradients, SKETCH_OPTIONS))
+        PassOptions(**section_part(config.gradients, PASS_OPTIONS))
         # Building the arguments also starts the process group of a distributed launch.
         self.meta_args = meta_arguments(config, str(self.output_dir / "meta"), self.is_encoder_decoder)
         self.final_args = fine_tuning_arguments(config, str(self.output_dir / "final"), self.is_encoder_decoder)

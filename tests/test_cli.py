@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,3 +234,22 @@ def test_help_is_for_people(capsys):
         cli.main(["--help"])
     assert stop.value.code == 0
     assert "estimate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dim", 0, r"gradients\.dim must be at least 1, not 0"),
+        ("objectives", ["los"], r"gradients\.objectives \['los'\] must be a choice"),
+        ("seeds", [], r"gradients\.seeds must be one or several different integers"),
+        ("dtype", "bfloat16", r"gradients\.dtype must be float16 or float32"),
+        ("projection", "cout_sketch", "did you mean 'count_sketch'"),
+        ("shard_size", -1, r"gradients\.shard_size must be at least 1"),
+    ],
+)
+def test_senseless_gradient_settings_are_refused_before_anything_is_trained(
+    key, value, message, config_file, run_values, capsys
+):
+    config = config_file(gradients={**run_values["gradients"], key: value})
+    assert re.search(message, fails(capsys, "collect", config))
+    assert not (Path(run_values["output_dir"]) / "meta").exists()

@@ -147,8 +147,10 @@ def make_projection(kind: str, dim: int, seed: int) -> Projection:
     """Return a projection by its registered name.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, or a length below 1.
     """
     if kind not in PROJECTIONS:
         raise ConfigError(f"projection {kind!r} is not one of {sorted(PROJECTIONS)}{did_you_mean(kind, PROJECTIONS)}")
+    if dim < 1:
+        raise ConfigError(f"gradients.dim must be at least 1, not {dim}")
     return PROJECTIONS[kind](dim=dim, seed=seed)
