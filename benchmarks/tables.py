@@ -1,0 +1,138 @@
+"""Write the tables of the docs from the files under benchmarks/results/, so that no figure is typed by hand.
+
+    python benchmarks/tables.py            # rewrites docs/*.md and README.md between their markers
+    python benchmarks/tables.py --check    # says which page is out of date, and exits with 1
+
+A page holds `<!-- table: NAME -->` and `<!-- end of table -->`; what stands between them is made here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Rewrite, or check, every page with a marker."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text()
+        fresh = MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]()}\n\n{m[3]}", text)
+        if fresh != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not options.check:
+                page.write_text(fresh)
+    print(f"{'out of date' if options.check else 'rewritten'}: {stale or 'nothing'}")
+    return 1 if options.check and stale else 0
+
+
+def result(name: str) -> dict[str, Any]:
+    """Read benchmarks/results/<name>.json."""
+    values: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return values
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
+    """Return a table, and under it the file and the command that its figures are from."""
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return f"{table}\n\n`{result(name)['command']}` wrote these into `benchmarks/results/{name}.json`."
+
+
+def gradient_speed() -> str:
+    """Time and memory of the gradient pass beside a plain step and other libraries."""
+    rows = [
+        [
+            name,
+            r["samples_per_second"],
+            f"{r['ratio_to_plain_step']:.2f} ({r['ratio_range'][0]:.2f}–{r['ratio_range'][1]:.2f})",
+            r["peak_memory_mb"],
+        ]
+        for name, r in result("gradients_small")["contenders"].items()
+    ]
+    header = ["", "samples/s", "time ÷ plain step, median (range)", "peak memory, MB"]
+    return markdown(header, rows, "gradients_small")
+
+
+def gradient_costs() -> str:
+    """What a pass costs for models of real size."""
+    rows = [
+        [
+            r["model"],
+            r["rank"],
+            f"{r['trainable'] / 1e6:.0f} M",
+            r["bytes_per_sample"],
+            f"{r['projection_bytes'] / 1e6:,.0f} MB",
+            f"{r['steps_per_million_samples']:,}",
+        ]
+        for r in result("gradient_costs")["rows"]
+    ]
+    header = [
+        "model",
+        "rank",
+        "LoRA parameters",
+        "bytes/sample",
+        "projection in memory",
+        "1M samples, in training steps",
+    ]
+    return markdown(header, rows, "gradient_costs")
+
+
+def projections() -> str:
+    """Errors of sketches by kind and length, means over seeds."""
+    found = result("projections")["rows"]
+    dims = (100, 200, 400, 1000, 2000, 4000)
+    rows = []
+    for kind in dict.fromkeys(r["kind"] for r in found):
+        cells = []
+        for dim in dims:
+            same = [r for r in found if r["kind"] == kind and r["dim"] == dim]
+            inner = [r["inner_product_error"] for r in same if "inner_product_error" in r]
+            spearman = f"{np.mean([r['estimate_spearman'] for r in same]):.2f}"
+            cells.append(f"{spearman} ({np.mean(inner):.3f})" if inner else spearman)
+        rows.append([kind.replace("_", " "), *cells])
+    return markdown(["", *(f"d = {dim:,}" for dim in dims)], rows, "projections")
+
+
+def expansion() -> str:
+    """Expansion errors per family at the smallest and the largest distance."""
+    families = result("expansion")["families"]
+    rows = []
+    for family, found in families.items():
+        by = {(r["direction"], r["distance"]): r for r in found}
+        cells = [
+            f"{by[direction, distance]['first_order']:.0e} / {by[direction, distance]['zero_order']:.0e}"
+            for direction in dict.fromkeys(r["direction"] for r in found)
+            for distance in (0.02, 0.1)
+        ]
+        rows.append([family, *cells])
+    directions = dict.fromkeys(r["direction"] for found in families.values() for r in found)
+    header = [
+        "first / zero order",
+        *(f"{direction}, {distance}" for direction in directions for distance in ("2 %", "10 %")),
+    ]
+    return markdown(header, rows, "expansion")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "gradient_speed": gradient_speed,
+    "gradient_costs": gradient_costs,
+    "projections": projections,
+    "expansion": expansion,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
