@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from .files import atomic_path
 
 if TYPE_CHECKING:
     from .evaluation import EvaluationRow
     from .gradients.expansion import ExpansionError
+    from .selection.grouping import TaskAffinity
     from .selection.result import SelectionResult
 
 # Okabe & Ito's palette: told apart by colour-blind readers.
@@ -130,6 +133,38 @@ def draw_effects(axes: Any, selection: SelectionResult, notes: Mapping[str, str]
     handles = [Patch(color=color, label=text) for color, text in ((BLUE, "selected"), (GREY, "dropped"))]
     axes.legend(handles=handles, frameon=False, fontsize=9)
     tidy(axes, "x")
+
+
+def plot_affinity(affinity: TaskAffinity, path: str | Path, groups: Sequence[Sequence[str]] | None = None) -> None:
+    """Draw task affinities as a heat map: blue where the column's task helps the row's task, orange where it hurts.
+
+    Args:
+        affinity: what to draw.
+        path: PNG file.
+        groups: a partition of the tasks; orders them, and each group gets a frame.
+    """
+    tasks = affinity.tasks if groups is None else [name for group in groups for name in group]
+    order = [affinity.tasks.index(name) for name in tasks]
+    matrix = affinity.matrix[np.ix_(order, order)]
+    limit = float(np.abs(matrix).max()) or 1.0
+    size = min(4.0 + 0.26 * len(tasks), 20)
+    figure = Figure(figsize=(size + 1.2, size), layout="constrained")
+    axes = figure.subplots()
+    colors = LinearSegmentedColormap.from_list("affinity", [ORANGE, "white", BLUE])
+    image = axes.imshow(matrix, cmap=colors, vmin=-limit, vmax=limit)
+    axes.set_xticks(range(len(tasks)), [label(name) for name in tasks], rotation=90, fontsize=9)
+    axes.set_yticks(range(len(tasks)), [label(name) for name in tasks], fontsize=9)
+    axes.set_xlabel("… by training on this task too")
+    axes.set_ylabel("how much this task gains …")
+    start = 0
+    for group in groups or []:
+        corner = (start - 0.5, start - 0.5)
+        axes.add_patch(Rectangle(corner, len(group), len(group), fill=False, linewidth=1.5, clip_on=False))
+        start += len(group)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, shrink=0.8, label="affinity (nats per token): blue helps, orange hurts")
+    bar.outline.set_visible(False)
+    save(figure, path)
 
 
 def plot_evaluation(rows: Sequence[EvaluationRow], path: str | Path) -> None:
