@@ -21,6 +21,15 @@ _LOCATIONS = {
     "backward_elimination": "selection.search",
     "random_ensemble": "selection.search",
     "SelectionResult": "selection.result",
+    "task_affinity": "selection.grouping",
+    "group_tasks": "selection.grouping",
+    "TaskAffinity": "selection.grouping",
+    "cluster_samples": "selection.clustering",
+    "relabel_store": "selection.clustering",
+    "SampleClusters": "selection.clustering",
+    "BASELINES": "selection.baselines",
+    "BaselineData": "selection.baselines",
+    "mean_pooled_representations": "selection.representations",
     "RunConfig": "config",
     "load_tasks": "tasks",
     "fine_tune": "fine_tuning",
@@ -36,6 +45,15 @@ if TYPE_CHECKING:
     from .gradients.collator import GradientCollator as GradientCollator
     from .gradients.store import GradientStore as GradientStore
     from .pipeline import run as run
+    from .selection.baselines import BASELINES as BASELINES
+    from .selection.baselines import BaselineData as BaselineData
+    from .selection.clustering import SampleClusters as SampleClusters
+    from .selection.clustering import cluster_samples as cluster_samples
+    from .selection.clustering import relabel_store as relabel_store
+    from .selection.grouping import TaskAffinity as TaskAffinity
+    from .selection.grouping import group_tasks as group_tasks
+    from .selection.grouping import task_affinity as task_affinity
+    from .selection.representations import mean_pooled_representations as mean_pooled_representations
     from .selection.result import SelectionResult as SelectionResult
     from .selection.search import backward_elimination as backward_elimination
     from .selection.search import forward_selection as forward_selection
