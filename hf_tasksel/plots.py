@@ -147,13 +147,14 @@ def plot_affinity(affinity: TaskAffinity, path: str | Path, groups: Sequence[Seq
     order = [affinity.tasks.index(name) for name in tasks]
     matrix = affinity.matrix[np.ix_(order, order)]
     limit = float(np.abs(matrix).max()) or 1.0
-    size = min(4.0 + 0.26 * len(tasks), 20)
-    figure = Figure(figsize=(size + 1.2, size), layout="constrained")
+    size, font = min(4.5 + 0.26 * len(tasks), 20), min(9.0, 900 / len(tasks))
+    figure = Figure(figsize=(size + 1.2, size), layout="compressed")
     axes = figure.subplots()
     colors = LinearSegmentedColormap.from_list("affinity", [ORANGE, "white", BLUE])
     image = axes.imshow(matrix, cmap=colors, vmin=-limit, vmax=limit)
-    axes.set_xticks(range(len(tasks)), [label(name) for name in tasks], rotation=90, fontsize=9)
-    axes.set_yticks(range(len(tasks)), [label(name) for name in tasks], fontsize=9)
+    axes.set_xticks(range(len(tasks)), [label(name) for name in tasks], rotation=90, fontsize=font)
+    axes.set_yticks(range(len(tasks)), [label(name) for name in tasks], fontsize=font)
+    axes.set_title("blue helps, orange hurts", loc="left", fontsize=11)
     axes.set_xlabel("… by training on this task too")
     axes.set_ylabel("how much this task gains …")
     start = 0
@@ -162,7 +163,7 @@ def plot_affinity(affinity: TaskAffinity, path: str | Path, groups: Sequence[Seq
         axes.add_patch(Rectangle(corner, len(group), len(group), fill=False, linewidth=1.5, clip_on=False))
         start += len(group)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, shrink=0.8, label="affinity (nats per token): blue helps, orange hurts")
+    bar = figure.colorbar(image, shrink=0.8, label="affinity (nats per token)")
     bar.outline.set_visible(False)
     save(figure, path)
 
