@@ -24,6 +24,7 @@ STAGES = {
     "fine-tune": "fine-tune the base on the selection and measure it (after selecting)",
     "push": "push adapter, card and evidence to the Hub (after fine-tuning)",
     "expansion": "measure how far the first-order expansion holds (after the gradient pass)",
+    "verify": "true fine-tunes of some subsets against their estimates: how far to trust them (after selecting)",
     "plan": "what a run will cost; nothing is trained",
 }
 
@@ -71,6 +72,16 @@ def make_parser() -> argparse.ArgumentParser:
             stage.add_argument(
                 "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
             )
+        if name == "verify":
+            stage.add_argument("--subsets", type=int, default=20, help="how many subsets to fine-tune (20)")
+            stage.add_argument("--seeds", type=int, default=1, help="fine-tunes of each; 2 measure the noise ceiling")
+            stage.add_argument("--processes", type=int, help="fine-tunes at the same time")
+            stage.add_argument(
+                "--choose",
+                choices=["random", "unsure"],
+                default="random",
+                help="random subsets, or the selection and its nearest rivals",
+            )
         stage.add_argument("--quiet", action="store_true", help="no progress bars and no messages")
     description = "estimated target loss of any subsets, from a finished run's gradients; loads no model"
     command = commands.add_parser("estimate", help=description, description=description)
@@ -90,6 +101,7 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
     from .estimation.estimator import SubsetEstimator
     from .files import read_json
     from .stores import run_stores
+    from .truth import calibrate_from_folder
 
     output_dir = Path(options.output_dir)
     if not (output_dir / "run.json").is_file():
@@ -100,16 +112,20 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
     estimator = SubsetEstimator(
         options.surrogate or settings.surrogate,
         settings.regularization if options.regularization is None else options.regularization,
+        config.budget,
     )
     estimator.fit(run_stores(output_dir, checkpoint), config.target.task)
+    true_runs = calibrate_from_folder(estimator, output_dir)
     subsets = [split_names(text, estimator.task_names_) for text in options.subset]
-    losses = estimator.predict(subsets)
+    losses, stds = estimator.predict(subsets, return_std=True)
+    kind = f"calibrated with {true_runs} true fine-tunes" if true_runs else "first-order estimate, not calibrated"
     return {
         "target": estimator.target_,
-        "unit": "nats per token, first-order estimate, not calibrated",
+        "unit": f"nats per token, {kind}",
         "checkpoint": checkpoint,
         "estimates": [
-            {"tasks": s, "estimated_loss": round(float(x), 6)} for s, x in zip(subsets, losses, strict=True)
+            {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6)}
+            for s, x, std in zip(subsets, losses, stds, strict=True)
         ],
     }
 
@@ -144,6 +160,13 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
         errors = check_expansion(current)
         if distributed_rank()[0] == 0 and (options.json or not options.quiet):
             print_expansion(errors, current.output_dir, options.json)
+        return
+    if options.command == "verify":
+        from .verification import verify
+        from .verification_report import print_verification
+
+        how = {"seeds": options.seeds, "processes": options.processes, "choose": options.choose}
+        print_verification(verify(current, options.subsets, **how), current.output_dir, options.json)
         return
     result = pipeline.STAGES[options.command](current)
     finish(current, config, options, result)

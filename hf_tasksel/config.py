@@ -121,11 +121,15 @@ class GradientsConfig:
 
 @dataclass
 class EstimatorConfig:
-    """How losses are estimated. `checkpoint` says which gradient store to expand at (`average` uses all)."""
+    """How losses are estimated. `checkpoint` says which gradient store to expand at (`average` uses all).
+
+    `budget` is what the fine-tunes hold fixed, `steps` or `epochs`; by default what `fine_tuning` (or `meta`) says.
+    """
 
     surrogate: str = "default"
     regularization: float | None = None
     checkpoint: Any = "half"
+    budget: str | None = None
 
 
 @dataclass
@@ -226,6 +230,12 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values that `from_dict` reads back."""
         return dataclasses.asdict(self)
+
+    @property
+    def budget(self) -> str:
+        """What the fine-tunes hold fixed: `steps` where `max_steps` is set, `epochs` otherwise."""
+        steps = self.fine_tuning.get("max_steps", self.meta.get("max_steps", -1))
+        return self.estimator.budget or ("steps" if steps > 0 else "epochs")
 
 
 def build_dataclass(cls: Any, values: Any, where: str) -> Any:

@@ -65,9 +65,7 @@ def surrogate_direction(estimator: SubsetEstimator, projections: Sequence[Projec
 
     Displacements are lifted out of the sketches of the first store and added up over its projection seeds.
     """
-    everything = torch.ones(1, len(estimator.task_names_), dtype=torch.float64)
-    expansions = estimator.expansions_[: len(projections)]
-    sketches = [surrogate.displacement(everything)[0].float() for surrogate, _ in expansions]
+    sketches = [found[0].float() for found in estimator.displacements([estimator.task_names_])[: len(projections)]]
     lifted = list(zip(projections, sketches, strict=True))
     return {
         name: torch.stack([projection.lift(sketch, name, shape) for projection, sketch in lifted]).sum(0)

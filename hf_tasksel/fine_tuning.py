@@ -43,12 +43,14 @@ class TunedModel:
         output_dir: folder with the adapter, the tokenizer and `selection.json`.
         tasks: the tasks it was trained on.
         train_samples: number of training rows.
+        steps: optimizer steps.
         seconds: wall-clock time of the training.
     """
 
     output_dir: Path
     tasks: list[str]
     train_samples: int
+    steps: int
     seconds: float
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -109,7 +111,7 @@ def fine_tune(
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         (output_dir / "training_log.json").write_text(json.dumps(history) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
-    return TunedModel(output_dir, chosen, len(rows), seconds)
+    return TunedModel(output_dir, chosen, len(rows), trainer.state.global_step, seconds)
 
 
 def load_pair(
@@ -151,10 +153,10 @@ def make_trainer(
     base: PreTrainedModel, args: Any, rows: Dataset, tokenizer: PreTrainedTokenizerBase, peft_config: PeftConfig
 ) -> Any:
     """Return TRL's SFTTrainer for a decoder, transformers' Seq2SeqTrainer for an encoder-decoder."""
+    set_seed(args.seed)  # the adapter is initialised before a Trainer seeds anything
     if base.config.is_encoder_decoder:
         if not isinstance(args, Seq2SeqTrainingArguments):
             raise ConfigError("an encoder-decoder is fine-tuned with Seq2SeqTrainingArguments, not SFTConfig")
-        set_seed(args.seed)
         trainer = Seq2SeqTrainer(
             model=get_peft_model(base, peft_config),
             args=args,

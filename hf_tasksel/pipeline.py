@@ -150,7 +150,7 @@ def select(run: Run) -> SelectionResult:
 def fit_estimator(run: Run) -> SubsetEstimator:
     """Fit the configured estimator to the configured checkpoint's store, or to all for `average`."""
     options = run.config.estimator
-    estimator = SubsetEstimator(options.surrogate, options.regularization)
+    estimator = SubsetEstimator(options.surrogate, options.regularization, run.config.budget)
     return estimator.fit(run_stores(run.output_dir, options.checkpoint), run.config.target.task)
 
 

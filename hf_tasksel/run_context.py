@@ -41,19 +41,22 @@ class Run:
         config: the run configuration.
         say: where messages go, on the first rank.
         repair: collect the samples of damaged gradient shards again instead of stopping at them.
+        record: keep run.json in step; helper processes of a run leave that to it.
 
     Raises:
         ConfigError: when any section holds an unknown key or a refused value.
         TaskSelectionError: when the output folder cannot be written.
     """
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None] = print, *, repair: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, say: Callable[[str], None] = print, *, repair: bool = False, record: bool = True
+    ) -> None:
         self.config = config
         self.repair = repair
         self.output_dir = Path(config.output_dir)
         self._say = say
         check_method(config.selection.method)
-        surrogate_class(config.estimator.surrogate)
+        surrogate_class(config.estimator.surrogate)(config.estimator.regularization, config.budget)
         self.compare_with = comparisons(config)
         self.is_encoder_decoder = bool(load_model_config(config).is_encoder_decoder)
         lora_config(config, self.is_encoder_decoder)
@@ -62,7 +65,7 @@ class Run:
         # Building the arguments also starts the process group of a distributed launch.
         self.meta_args = meta_arguments(config, str(self.output_dir / "meta"), self.is_encoder_decoder)
         self.final_args = fine_tuning_arguments(config, str(self.output_dir / "final"), self.is_encoder_decoder)
-        self.record = RunRecord(self.output_dir)
+        self.record = RunRecord(self.output_dir, read_only=not record)
         barrier()
         self.record.update(config=config.to_dict(), versions=versions())
 
@@ -116,7 +119,7 @@ class Run:
         if stage == "select":
             return {
                 "meta": self.record.fingerprint("meta"),
-                "estimator": dataclasses.asdict(c.estimator),
+                "estimator": {**dataclasses.asdict(c.estimator), "budget": c.budget},
                 "selection": dataclasses.asdict(c.selection),
             }
         return {**base, "meta": c.meta, "fine_tuning": c.fine_tuning, "generation": c.generation}

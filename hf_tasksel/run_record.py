@@ -23,16 +23,18 @@ class RunRecord:
 
     Args:
         output_dir: the run's folder.
+        read_only: write nothing.
     """
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, *, read_only: bool = False) -> None:
+        self.read_only = read_only
         self.path = output_dir / RUN_FILE
         self.values: dict[str, Any] = read_json(self.path) if self.path.is_file() else {"stages": {}}
 
     def update(self, **values: Any) -> None:
         """Set top-level entries and write the file."""
         self.values.update(values)
-        if distributed_rank()[0] == 0:
+        if distributed_rank()[0] == 0 and not self.read_only:
             write_json(self.path, self.values)
 
     def fingerprint(self, stage: str) -> str | None:

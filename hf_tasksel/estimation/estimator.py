@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, overload
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from ..errors import ConfigError, DataError, did_you_mean
 from ..gradients.store import GradientStore
-from .statistics import DevStatistics, dev_statistics
-from .surrogates import Surrogate, surrogate_class
+from .calibration import Calibration
+from .statistics import DevStatistics, dev_statistics, task_codes
+from .surrogate import Surrogate
+from .surrogates import surrogate_class
+
+Subsets = Sequence[Sequence[str]] | np.ndarray
+REFERENCE_SUBSETS = 200
 
 
 class SubsetEstimator(BaseEstimator):
     """Estimates the target loss of any subset of tasks from one or several gradient stores (scikit-learn conventions).
 
     Args:
-        surrogate: registered name of a surrogate, or `default`.
+        surrogate: registered name of a surrogate, `default`, or several names whose estimates are averaged.
         regularization: λ of the surrogate; its own default if None.
+        budget: what the estimated fine-tunes hold fixed: `steps`, or `epochs`, where larger subsets train longer.
+        device: where sums are kept and solved, e.g. `cuda`.
 
     Attributes:
         task_names_: the n tasks that subsets are made of.
-        target_: the target.
+        task_samples_, task_tokens_: (n,) training samples and answer tokens of each task.
+        target_: the target, or several joined by ` + `.
         num_dev_samples_: dev samples behind every estimate.
+        calibration_: the posterior, after `calibrate`; None before.
 
     Example:
         >>> estimator = SubsetEstimator().fit(store, target="strategyqa")  # doctest: +SKIP
@@ -33,59 +44,159 @@ class SubsetEstimator(BaseEstimator):
         array([1.042, 1.131])
     """
 
-    def __init__(self, surrogate: str = "default", regularization: float | None = None) -> None:
+    def __init__(
+        self,
+        surrogate: str | Sequence[str] = "default",
+        regularization: float | None = None,
+        budget: str = "steps",
+        device: str = "cpu",
+    ) -> None:
         self.surrogate = surrogate
         self.regularization = regularization
+        self.budget = budget
+        self.device = device
 
-    def fit(self, store: GradientStore | Sequence[GradientStore], target: str) -> SubsetEstimator:
-        """Prepare estimates for one target.
+    def fit(
+        self, store: GradientStore | Sequence[GradientStore], target: str | Mapping[str, float]
+    ) -> SubsetEstimator:
+        """Prepare estimates for one target, or for a weighted mean of several.
 
         Args:
             store: a gradient store, or several of the same tasks (meta checkpoints) to average over. Estimates are
                 also averaged over the projection seeds of a store.
-            target: name of the task whose dev samples are in the store.
+            target: name of the task whose dev samples are in the store, or names with weights.
 
         Raises:
             DataError: when the target has no dev samples, or the stores' tasks differ.
             StoreError: when a store lacks the gradients that the surrogate needs.
         """
-        stores = [store] if isinstance(store, GradientStore) else list(store)
-        if not stores:
+        self.stores_ = [store] if isinstance(store, GradientStore) else list(store)
+        if not self.stores_:
             raise DataError("fit needs at least one gradient store")
-        self.task_names_ = stores[0].task_names
-        for other in stores[1:]:
-            if other.task_names != self.task_names_:
-                raise DataError(f"{other.path} has other tasks than {stores[0].path}: average stores of one run only")
-        cls = surrogate_class(self.surrogate)
-        self.expansions_: list[tuple[Surrogate, DevStatistics]] = [
-            (cls(self.regularization).fit(s, seed), dev_statistics(s, target, seed))
-            for s in stores
-            for seed in s.seeds
+        first = self.stores_[0]
+        for other in self.stores_[1:]:
+            if other.task_names != first.task_names:
+                raise DataError(f"{other.path} has other tasks than {first.path}: average stores of one run only")
+        self.targets_ = {target: 1.0} if isinstance(target, str) else dict(target)
+        self.target_ = " + ".join(self.targets_)
+        names = [self.surrogate] if isinstance(self.surrogate, str) else list(self.surrogate)
+        classes = [surrogate_class(name) for name in names]
+        self.dev_ = [(s, seed, dev_statistics(s, self.targets_, seed)) for s in self.stores_ for seed in s.seeds]
+        self.expansions_: list[tuple[list[Surrogate], DevStatistics]] = [
+            ([cls(self.regularization, self.budget, self.device).fit(s, seed) for cls in classes], dev.to(self.device))
+            for s, seed, dev in self.dev_
         ]
-        self.target_ = target
-        self.num_dev_samples_ = self.expansions_[0][1].num_samples
+        self.task_names_ = first.task_names
+        self.num_dev_samples_ = len(self.expansions_[0][1].share)
+        self._count_tasks(first)
+        self.calibration_: Calibration | None = None
         return self
 
-    def predict(self, subsets: Sequence[Sequence[str]] | np.ndarray) -> np.ndarray:
-        """Estimate target losses.
+    def _count_tasks(self, store: GradientStore) -> None:
+        codes = task_codes(store)
+        train = codes >= 0
+        n = len(self.task_names_)
+        self.task_samples_ = np.bincount(codes[train], minlength=n)
+        self.task_tokens_ = np.bincount(codes[train], store.num_tokens[train].astype(np.float64), minlength=n)
+
+    @overload
+    def predict(self, subsets: Subsets, return_std: Literal[False] = False) -> np.ndarray: ...
+
+    @overload
+    def predict(self, subsets: Subsets, return_std: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def predict(self, subsets: Subsets, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Estimate target losses; after `calibrate`, their posterior mean.
 
         Args:
             subsets: m subsets as lists of task names, or an (m, n) array of non-negative task weights (0/1 for
                 subsets).
+            return_std: also return standard deviations. After `calibrate` they are about a new fine-tune's loss;
+                before, they only hold what the projection, the choice of checkpoint and the dev samples contribute,
+                not the error of the linearisation.
 
         Returns:
-            (m,) estimated dev losses in nats per token.
+            (m,) estimated dev losses in nats per token, and with `return_std` (m,) standard deviations.
 
         Raises:
             ConfigError: for an unknown task name.
             DataError: for an empty subset, or weights that are negative or of the wrong shape.
         """
         check_is_fitted(self)
-        weights = torch.from_numpy(self.task_weights(subsets))
-        estimates = [dev.loss + surrogate.displacement(weights) @ dev.gradient for surrogate, dev in self.expansions_]
-        return torch.stack(estimates).mean(0).numpy()
+        weights = self.task_weights(subsets)
+        mean, std = self._first_order(weights)
+        if self.calibration_ is not None:
+            mean, std = self.calibration_.predict(mean, weights)
+        return (mean, std) if return_std else mean
 
-    def task_weights(self, subsets: Sequence[Sequence[str]] | np.ndarray) -> np.ndarray:
+    def _first_order(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return uncalibrated estimates and their standard deviations, over expansions and dev samples."""
+        rows = [(self._rows(surrogates, dev, weights), dev.share) for surrogates, dev in self.expansions_]
+        means = torch.stack([r @ share for r, share in rows])
+        sampling = torch.stack([(r - (r @ share)[:, None]).square() @ share.square() for r, share in rows]).mean(0)
+        between = means.var(0) if len(rows) > 1 else torch.zeros_like(sampling)
+        return means.mean(0).cpu().numpy(), (sampling + between).sqrt().cpu().numpy()
+
+    def _rows(self, surrogates: list[Surrogate], dev: DevStatistics, weights: np.ndarray) -> Tensor:
+        """Return (m, k) estimates of every dev sample."""
+        return dev.value + mean_displacement(surrogates, weights) @ dev.gradient.T
+
+    def displacements(self, subsets: Subsets) -> list[Tensor]:
+        """Return where fine-tuning moves the projected parameters: (m, d) for each store and projection seed."""
+        check_is_fitted(self)
+        weights = self.task_weights(subsets)
+        return [mean_displacement(surrogates, weights).cpu() for surrogates, _ in self.expansions_]
+
+    def predict_log_odds(self, subsets: Subsets) -> np.ndarray:
+        """Estimate the target's mean log-odds per token, (m,); arguments and errors as `predict`, uncalibrated.
+
+        Raises:
+            StoreError: when the store holds no log-odds gradients.
+        """
+        check_is_fitted(self)
+        weights = self.task_weights(subsets)
+        found = []
+        for (store, seed, _), (surrogates, _) in zip(self.dev_, self.expansions_, strict=True):
+            dev = dev_statistics(store, self.targets_, seed, "log_odds").to(self.device)
+            found.append(self._rows(surrogates, dev, weights) @ dev.share)
+        return torch.stack(found).mean(0).cpu().numpy()
+
+    def predict_answer_share(self, subsets: Subsets) -> np.ndarray:
+        """Estimate the share of dev samples that the model would answer word for word when it samples, (m,).
+
+        The mean over samples of exp(−loss · tokens). For chain of thought this bounds the share of right final answers
+        from below, since other words can lead to them; it is for comparing subsets. Uncalibrated.
+        """
+        check_is_fitted(self)
+        weights = self.task_weights(subsets)
+        found = []
+        for surrogates, dev in self.expansions_:
+            losses = self._rows(surrogates, dev, weights).clamp(min=0)
+            found.append((-losses * dev.num_tokens).exp().mean(1))
+        return torch.stack(found).mean(0).cpu().numpy()
+
+    def calibrate(self, subsets: Subsets, true_losses: Sequence[float] | np.ndarray) -> SubsetEstimator:
+        """Learn from true fine-tunes how estimates relate to measured losses; see `Calibration`.
+
+        Args:
+            subsets: k subsets that were really fine-tuned, as in `predict`; a subset may occur once per seed.
+            true_losses: (k,) their measured losses in nats per token. None (k = 0) undoes the calibration.
+
+        Raises:
+            DataError: for unequal lengths or losses that are not finite.
+        """
+        check_is_fitted(self)
+        self.calibration_ = None
+        if len(subsets) or len(true_losses):
+            weights = self.task_weights(subsets)
+            reference = self._first_order(random_halves(len(self.task_names_)))[0]
+            estimates = self._first_order(weights)[0]
+            self.calibration_ = Calibration(
+                estimates, weights, np.asarray(true_losses), float(reference.mean()), float(reference.std())
+            )
+        return self
+
+    def task_weights(self, subsets: Subsets) -> np.ndarray:
         """Return the (m, n) float64 weight matrix of subsets, checked; see `predict`."""
         if isinstance(subsets, np.ndarray) and subsets.dtype.kind in "biuf":
             weights = subsets.astype(np.float64)
@@ -107,3 +218,18 @@ class SubsetEstimator(BaseEstimator):
         if len(empty):
             raise DataError(f"subset {int(empty[0])} is empty: name at least one task")
         return weights
+
+
+def mean_displacement(surrogates: Sequence[Surrogate], weights: np.ndarray) -> Tensor:
+    """Return the mean over surrogates of the displacements (m, d) of subsets."""
+    w = torch.from_numpy(weights).to(surrogates[0].device)
+    return torch.stack([surrogate.displacement(w) for surrogate in surrogates]).mean(0)
+
+
+def random_halves(n: int) -> np.ndarray:
+    """Return (m, n) 0/1 rows of random halves of n tasks, always the same ones: the yardstick of calibrations."""
+    rng = np.random.default_rng(0)
+    rows = np.zeros((REFERENCE_SUBSETS, n))
+    for row in rows:
+        row[rng.choice(n, max(1, n // 2), replace=False)] = 1.0
+    return rows

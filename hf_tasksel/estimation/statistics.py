@@ -2,69 +2,149 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import DataError, StoreError, did_you_mean
+from ..errors import DataError, TaskSelectionError, did_you_mean
+from ..files import atomic_path
+from ..fingerprints import value_fingerprint
 from ..gradients.store import GradientStore
 
 ROWS_PER_CHUNK = 8192
+SPILL_BYTES = 1 << 30
+CACHE_FOLDER = "statistics"
 
 
 @dataclass(frozen=True)
 class TaskStatistics:
     """Weighted per-task sums over training samples, in float64.
 
-    A sample's weight is its share in the fine-tuning loss: its number of answer tokens, since trainers average over
-    tokens.
-
     Attributes:
-        tasks: the n task names.
         weight: (n,) Σ w_i.
+        samples: (n,) number of samples.
         gradient: (n, d) Σ w_i g_i.
-        gram: (n, d, d) Σ w_i g_i g_iᵀ.
+        gram: (n, d, d) Σ w_i g_i g_iᵀ; in a memory-mapped file when it is large.
     """
 
-    tasks: list[str]
     weight: Tensor
+    samples: Tensor
     gradient: Tensor
     gram: Tensor
+
+    def to(self, device: str | torch.device) -> TaskStatistics:
+        """Return the same sums on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 @dataclass(frozen=True)
 class DevStatistics:
-    """The target's dev samples: `loss` is their mean loss per token (nats), `gradient` (d,) its gradient."""
+    """The dev samples that estimates are about.
 
-    loss: float
+    Attributes:
+        share: (k,) each sample's share in the mean: its answer tokens ÷ all, times its target's weight.
+        value: (k,) mean loss (nats) or log-odds per token at the expansion point.
+        gradient: (k, d) its projected gradient.
+        num_tokens: (k,) answer tokens.
+    """
+
+    share: Tensor
+    value: Tensor
     gradient: Tensor
-    num_samples: int
+    num_tokens: Tensor
+
+    def to(self, device: str | torch.device) -> DevStatistics:
+        """Return the same on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def task_statistics(store: GradientStore, objective: str, seed: int | None = None) -> TaskStatistics:
-    """Sum up the training samples of each task, reading the gradients (by one projection seed) in chunks."""
-    tasks = store.task_names
-    train = np.flatnonzero(store.split == "train")
-    gradients = store.gradients(objective, seed)
-    dim = gradients.shape[1]
+def token_statistics(store: GradientStore, seed: int | None = None) -> TaskStatistics:
+    """Sum up loss gradients per task, each sample weighted by its answer tokens, since trainers average over tokens.
+
+    The sums are kept beside the store, in `statistics/`, and read from there the next time.
+    """
+    seed = store.seeds[0] if seed is None else seed
+    shards = value_fingerprint(store.manifest["shards"])
+    path = store.path / CACHE_FOLDER / f"loss-{seed}.safetensors"
+    cached = read_cache(path, shards)
+    if cached is not None:
+        return cached
+    found = task_statistics(store, "loss", store.num_tokens.astype(np.float64), seed)
+    with contextlib.suppress(TaskSelectionError), atomic_path(path) as temporary:  # a read-only store has no cache
+        save_file({f.name: getattr(found, f.name) for f in fields(found)}, temporary, {"shards": shards})
+    return found
+
+
+def read_cache(path: Path, shards: str) -> TaskStatistics | None:
+    """Read kept sums, unless there are none of these shards."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("shards") != shards:
+                return None
+        return TaskStatistics(**load_file(path))
+    except (SafetensorError, TypeError):
+        return None
+
+
+def task_statistics(
+    store: GradientStore, objective: str, sample_weights: np.ndarray, seed: int | None = None
+) -> TaskStatistics:
+    """Sum up the training samples of each task, reading the gradients shard by shard.
+
+    Args:
+        store: a gradient store.
+        objective: `loss` or `log_odds`.
+        sample_weights: (num_samples,) w_i.
+        seed: of the projection; the first one if None.
+    """
+    codes = task_codes(store)
+    n, d = len(store.task_names), store.dim
     result = TaskStatistics(
-        tasks=tasks,
-        weight=torch.zeros(len(tasks), dtype=torch.float64),
-        gradient=torch.zeros(len(tasks), dim, dtype=torch.float64),
-        gram=torch.zeros(len(tasks), dim, dim, dtype=torch.float64),
+        weight=torch.zeros(n, dtype=torch.float64),
+        samples=torch.zeros(n, dtype=torch.float64),
+        gradient=torch.zeros(n, d, dtype=torch.float64),
+        gram=zeros_or_file(n, d, d),
     )
-    for index, task in enumerate(tasks):
-        rows = train[store.task[train] == task]
-        for start in range(0, len(rows), ROWS_PER_CHUNK):
-            chunk = rows[start : start + ROWS_PER_CHUNK]
-            g = torch.from_numpy(gradients[chunk].astype(np.float64))
-            w = torch.from_numpy(store.num_tokens[chunk].astype(np.float64))
-            result.weight[index] += w.sum()
-            result.gradient[index] += w @ g
-            result.gram[index] += g.T @ (w[:, None] * g)
+    for positions, block in store.blocks(objective, seed):
+        for start in range(0, len(block), ROWS_PER_CHUNK):
+            rows = positions[start : start + ROWS_PER_CHUNK]
+            g = torch.from_numpy(block[start : start + ROWS_PER_CHUNK].astype(np.float64))
+            w = torch.from_numpy(sample_weights[rows])
+            for task in np.unique(codes[rows][codes[rows] >= 0]):
+                mine = torch.from_numpy(np.flatnonzero(codes[rows] == task))
+                weighted = w[mine, None] * g[mine]
+                result.weight[task] += w[mine].sum()
+                result.samples[task] += len(mine)
+                result.gradient[task] += weighted.sum(0)
+                result.gram[task].addmm_(g[mine].T, weighted)
     return result
+
+
+def task_codes(store: GradientStore) -> np.ndarray:
+    """Return (num_samples,) the index of each training sample's task, −1 for other samples."""
+    order = np.argsort(store.task_names)
+    names = np.asarray(store.task_names)[order]
+    places = np.minimum(np.searchsorted(names, store.task), len(names) - 1)
+    return np.where((store.split == "train") & (names[places] == store.task), order[places], -1)
+
+
+def zeros_or_file(*shape: int) -> Tensor:
+    """Return zeros in float64, in an unnamed memory-mapped file when they would take more than `SPILL_BYTES`."""
+    size = int(np.prod(shape))
+    if 8 * size <= SPILL_BYTES:
+        return torch.zeros(shape, dtype=torch.float64)
+    with tempfile.NamedTemporaryFile() as file:  # the mapping outlives the name
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float64).reshape(shape)
 
 
 def dev_rows(store: GradientStore, target: str) -> np.ndarray:
@@ -83,16 +163,45 @@ def dev_rows(store: GradientStore, target: str) -> np.ndarray:
     return rows
 
 
-def dev_statistics(store: GradientStore, target: str, seed: int | None = None) -> DevStatistics:
-    """Return the token-weighted mean loss of the target's dev samples and its gradient, projected by one seed.
+def dev_statistics(
+    store: GradientStore, targets: Mapping[str, float], seed: int | None = None, objective: str = "loss"
+) -> DevStatistics:
+    """Return the dev samples of one or several weighted targets, their gradients projected by one seed.
+
+    Args:
+        store: a gradient store.
+        targets: target -> weight; only their ratios matter.
+        seed: of the projection; the first one if None.
+        objective: `loss` or `log_odds`.
 
     Raises:
-        DataError: when the target has no dev samples.
-        StoreError: when the store holds no loss gradients.
+        DataError: when a target has no dev samples, or weights are not positive.
+        StoreError: when the store does not hold those gradients.
     """
-    if "loss" not in store.objectives:
-        raise StoreError(f"estimates in nats need loss gradients, and {store.path} has {store.objectives} only")
-    rows = dev_rows(store, target)
-    weights = store.num_tokens[rows] / store.num_tokens[rows].sum()
-    gradient = weights @ store.gradients("loss", seed)[rows].astype(np.float64)
-    return DevStatistics(float(weights @ store.loss[rows].astype(np.float64)), torch.from_numpy(gradient), len(rows))
+    total = sum(targets.values())
+    if not targets or min(targets.values()) <= 0:
+        raise DataError(f"targets need positive weights, not {dict(targets)}")
+    parts = [dev_rows(store, target) for target in targets]
+    shares = [
+        weight / total * store.num_tokens[rows] / store.num_tokens[rows].sum()
+        for rows, weight in zip(parts, targets.values(), strict=True)
+    ]
+    rows = np.concatenate(parts)
+    values = store.loss if objective == "loss" else store.value
+    return DevStatistics(
+        share=torch.from_numpy(np.concatenate(shares)),
+        value=torch.from_numpy(values[rows].astype(np.float64)),
+        gradient=torch.from_numpy(gradients_of(store, rows, objective, seed)),
+        num_tokens=torch.from_numpy(store.num_tokens[rows].astype(np.float64)),
+    )
+
+
+def gradients_of(store: GradientStore, rows: np.ndarray, objective: str, seed: int | None) -> np.ndarray:
+    """Return the gradients of some samples, (len(rows), d) in float64, without reading all into memory."""
+    place = np.full(len(store), -1)
+    place[rows] = np.arange(len(rows))
+    result = np.empty((len(rows), store.dim))
+    for positions, block in store.blocks(objective, seed):
+        wanted = place[positions] >= 0
+        result[place[positions][wanted]] = block[wanted]
+    return result

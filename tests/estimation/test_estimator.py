@@ -102,7 +102,7 @@ def test_empirical_fisher_equals_the_sum_over_samples(store, subset, regularizat
 @pytest.mark.parametrize("subset", [["b"], ["a", "b"]])
 def test_offset_logistic_minimises_its_objective(store, subset):
     estimator = SubsetEstimator("offset_logistic", 0.5).fit(store, "goal")
-    surrogate, _ = estimator.expansions_[0]
+    (surrogate,), _ = estimator.expansions_[0]
     rows = rows_of(store, subset)
     f, g = store.value[rows].astype(float), store.gradients("log_odds")[rows].astype(float)
 
@@ -143,7 +143,8 @@ def test_several_stores_are_averaged(store, tmp_path):
 
 def test_scikit_learn_conventions(store):
     estimator = SubsetEstimator("empirical_fisher", regularization=0.3)
-    assert clone(estimator).get_params() == {"surrogate": "empirical_fisher", "regularization": 0.3}
+    expected = {"surrogate": "empirical_fisher", "regularization": 0.3, "budget": "steps", "device": "cpu"}
+    assert clone(estimator).get_params() == expected
     assert estimator.fit(store, "goal") is estimator
     with pytest.raises(NotFittedError):
         SubsetEstimator().predict([["a"]])

@@ -1,0 +1,90 @@
+"""A few true fine-tunes make every estimate better: a Gaussian process around the first-order estimates."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import norm, qmc
+
+from ..errors import DataError
+
+NUM_DRAWS = 1024
+# Prior of an affine map from standardised estimates to standardised true losses. A perfect estimator has slope 1.
+SLOPE_MEAN, SLOPE_STD, SHIFT_STD = 0.8, 0.5, 1.0
+# Medians and log-scales of the priors of the task effects' and of the noise's standard deviations.
+TASK_SCALE, NOISE_SCALE, LOG_SPREAD = 0.5, 0.3, 0.8
+
+
+class Calibration:
+    """Posterior of true losses given true fine-tunes: y = a + b ê + zᵀu + ε.
+
+    ê is the first-order estimate, standardised over random subsets; z the centred task indicators; a, b, u and ε are
+    Gaussian. The scales of u and ε are not fixed: predictions are averaged over draws from their priors, each weighted
+    by its marginal likelihood (Rasmussen & Williams 2006, section 5.2), which stays honest with three runs.
+
+    Args:
+        estimates: (k,) first-order estimates of the subsets that were really fine-tuned.
+        indicators: (k, n) their task weights.
+        true_losses: (k,) measured losses.
+        centre, spread: mean and standard deviation of the estimates of random subsets.
+
+    Raises:
+        DataError: for no runs, unequal lengths, or losses that are not finite.
+    """
+
+    def __init__(
+        self, estimates: np.ndarray, indicators: np.ndarray, true_losses: np.ndarray, centre: float, spread: float
+    ) -> None:
+        y = np.asarray(true_losses, dtype=np.float64)
+        if y.ndim != 1 or len(y) != len(estimates) or not len(y):
+            raise DataError(f"calibrate needs one true loss per subset, not {y.shape} for {len(estimates)} subsets")
+        if not np.isfinite(y).all():
+            raise DataError(f"calibrate needs finite losses; number {int(np.argmin(np.isfinite(y)))} is {y.min()}")
+        self.centre, self.spread = centre, spread or 1.0
+        self.shift = float(y.mean())
+        # With one or two runs their spread says nothing: keep the unit of the estimates.
+        self.unit = float(y.std(ddof=1)) if len(y) > 2 and np.ptp(y) > 0 else self.spread
+        self.x, self.z = self._inputs(estimates, indicators)
+        self.y = (y - self.shift) / self.unit - SLOPE_MEAN * self.x
+        draws = qmc.Sobol(2, seed=0).random(NUM_DRAWS)
+        scales = np.exp(np.log([TASK_SCALE, NOISE_SCALE]) + LOG_SPREAD * norm.ppf(draws.clip(1e-9, 1 - 1e-9)))
+        self.task_variance, self.noise_variance = scales.T**2
+        covariance = self._kernels(self.x, self.z, self.x, self.z) + self._noise(len(y))
+        self.factors = np.linalg.cholesky(covariance)
+        whitened = np.linalg.solve(self.factors, self.y[:, None])[..., 0]
+        self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
+        log_likelihood = -0.5 * (whitened**2).sum(1) - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
+        self.draw_weights = np.exp(log_likelihood - logsumexp(log_likelihood))
+        keep = self.draw_weights > 1e-6
+        for name in ("task_variance", "noise_variance", "factors", "coefficients", "draw_weights"):
+            setattr(self, name, getattr(self, name)[keep])
+
+    def predict(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation, each (m,), of the loss that a true fine-tune would have."""
+        x, z = self._inputs(estimates, indicators)
+        cross = self._kernels(x, z, self.x, self.z)
+        means = SLOPE_MEAN * x + (cross @ self.coefficients[..., None])[..., 0]
+        explained = (np.linalg.solve(self.factors, np.swapaxes(cross, 1, 2)) ** 2).sum(1)
+        own = SHIFT_STD**2 + SLOPE_STD**2 * x**2 + self.task_variance[:, None] * (z**2).sum(1)
+        variances = np.maximum(own - explained, 0) + self.noise_variance[:, None]
+        mean = self.draw_weights @ means
+        variance = self.draw_weights @ (variances + (means - mean) ** 2)
+        return self.shift + self.unit * mean, self.unit * np.sqrt(variance)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation between fine-tunes of one subset, as far as the runs tell; nats per token."""
+        return self.unit * float(np.sqrt(self.draw_weights @ self.noise_variance))
+
+    def _inputs(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Standardise: estimates to unit spread, indicators so that a random half has length one."""
+        z = indicators / np.maximum(indicators.max(1, keepdims=True), 1e-12)
+        return (np.asarray(estimates) - self.centre) / self.spread, (2 * z - 1) / np.sqrt(z.shape[1])
+
+    def _kernels(self, x: np.ndarray, z: np.ndarray, x2: np.ndarray, z2: np.ndarray) -> np.ndarray:
+        """Return prior covariances (draws, len(x), len(x2)) without noise."""
+        affine = SHIFT_STD**2 + SLOPE_STD**2 * np.outer(x, x2)
+        return affine + self.task_variance[:, None, None] * (z @ z2.T)
+
+    def _noise(self, count: int) -> np.ndarray:
+        return self.noise_variance[:, None, None] * np.eye(count)

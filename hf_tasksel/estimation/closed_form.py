@@ -1,0 +1,125 @@
+"""Surrogates without iterations: they need per-task sums only, so that a thousand subsets take seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..gradients.store import GradientStore
+from .statistics import token_statistics
+from .surrogate import Surrogate, check_condition, chunks, mean_eigenvalue, weighted_sum
+
+
+class ClosedForm(Surrogate):
+    """Base of the surrogates that are functions of a subset's mean loss gradient b_S and empirical Fisher matrix F_S.
+
+    b_S = Σ n_i g_i / Σ n_i and F_S = Σ n_i g_i gᵢᵀ / Σ n_i over the subset's samples, n_i their answer tokens.
+    """
+
+    def fit(self, store: GradientStore, seed: int | None = None) -> ClosedForm:
+        self.statistics = token_statistics(store, seed).to(self.device)
+        self.damping = self.regularization * mean_eigenvalue(self.statistics)
+        check_condition(self.statistics, self.damping)
+        return self
+
+    def displacement(self, weights: Tensor) -> Tensor:
+        parts = [self._chunk(chunk) for chunk in chunks(weights, self.statistics.gram.shape[-1])]
+        return torch.cat(parts)
+
+    def _chunk(self, weights: Tensor) -> Tensor:
+        damping = self.damping / self.relative_steps(weights, self.statistics.samples)
+        return self.solve(self._fisher(weights), self._gradient(weights), damping)
+
+    def _gradient(self, weights: Tensor) -> Tensor:
+        return (weights @ self.statistics.gradient) / (weights @ self.statistics.weight)[:, None]
+
+    def _fisher(self, weights: Tensor) -> Tensor:
+        return weighted_sum(weights, self.statistics.gram) / (weights @ self.statistics.weight)[:, None, None]
+
+    def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
+        """Return w of shape (m, d) for F (m, d, d), b (m, d) and λ (m,); `fisher` may be changed."""
+        raise NotImplementedError
+
+
+class EmpiricalFisherRidge(ClosedForm):
+    """One regularised Gauss–Newton step: w_S = −(F_S + λ I)⁻¹ b_S.
+
+    The empirical Fisher matrix stands for the Gauss–Newton matrix of the cross-entropy (Martens 2020, section 11).
+    """
+
+    name = "empirical_fisher"
+    default_regularization = 0.1
+
+    def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
+        fisher.diagonal(dim1=1, dim2=2).add_(damping[:, None])
+        return -torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(fisher))[..., 0]
+
+    def path(self, weights: Tensor, slope: Tensor, regularizations: Sequence[float]) -> Tensor:
+        """Return slopeᵀ w_S for many λ, (len(regularizations), m), from one eigendecomposition per subset.
+
+        Args:
+            weights: (m, n).
+            slope: (d,) e.g. the gradient of the dev loss.
+            regularizations: relative λ.
+        """
+        s, found = self.statistics, []
+        for chunk in chunks(weights, s.gram.shape[-1]):
+            values, vectors = torch.linalg.eigh(self._fisher(chunk))
+            along = (vectors.mT @ self._gradient(chunk)[..., None])[..., 0] * (vectors.mT @ slope)
+            unit = self.damping / self.regularization / self.relative_steps(chunk, s.samples)
+            found.append(
+                torch.stack([-(along / (values.clamp(min=0) + r * unit[:, None])).sum(1) for r in regularizations])
+            )
+        return torch.cat(found, dim=1)
+
+
+class GradientFlow(ClosedForm):
+    """Training dynamics of the linearised model: w_S = −F_S⁻¹ (1 − exp(−τ_S F_S)) b_S.
+
+    Gradient descent with step size η for T steps on ℓ + bᵀw + ½ wᵀFw, in the limit of small steps, τ = ηT: early
+    stopping takes the place of the ridge. τ is 1 ÷ (λ · mean eigenvalue of F over all tasks), so that λ means about
+    what it means for the ridge; with the budget `epochs` τ grows with the number of samples.
+    """
+
+    name = "gradient_flow"
+    default_regularization = 0.1
+
+    def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(fisher)
+        values = values.clamp(min=1e-12 * float(values.max()))
+        share = -torch.expm1(-values / damping[:, None]) / values
+        return -(vectors @ (share * (vectors.mT @ gradient[..., None])[..., 0])[..., None])[..., 0]
+
+
+class GradientInnerProduct(ClosedForm):
+    """One gradient step: w_S = −b_S / λ, so that subsets are ordered by ∇ℓ_devᵀ b_S (TracIn; Pruthi et al. 2020)."""
+
+    name = "inner_product"
+
+    def _chunk(self, weights: Tensor) -> Tensor:
+        steps = self.relative_steps(weights, self.statistics.samples)
+        return -self._gradient(weights) * (steps / self.damping)[:, None]
+
+
+class GradientCosine(ClosedForm):
+    """One normalised step: w_S = −r b_S / ‖b_S‖, so that subsets are ordered by cos(∇ℓ_dev, b_S).
+
+    As LESS does for samples (Xia et al. 2024). The length r is that of the inner-product step for all tasks.
+    """
+
+    name = "cosine"
+
+    def _chunk(self, weights: Tensor) -> Tensor:
+        everything = self._gradient(torch.ones_like(weights[:1])).norm() / self.damping
+        return -everything * torch.nn.functional.normalize(self._gradient(weights), dim=1)
+
+
+class ZeroOrder(ClosedForm):
+    """No displacement: every subset has the loss of the expansion point. Calibrated, it is a linear datamodel."""
+
+    name = "zero_order"
+
+    def _chunk(self, weights: Tensor) -> Tensor:
+        return torch.zeros(len(weights), self.statistics.gradient.shape[1], dtype=torch.float64, device=weights.device)

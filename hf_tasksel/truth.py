@@ -1,0 +1,110 @@
+"""What `verify` leaves in a run's folder, and calibrating with it; needs no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .estimation.estimator import SubsetEstimator
+from .estimation.fidelity import Fidelity, measure_fidelity
+from .files import read_json
+
+VERIFICATION_FILE = "verification.json"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What true fine-tunes say about a run's estimates.
+
+    Attributes:
+        target: the target.
+        subsets: k subsets.
+        true_losses: for each, the dev losses of its fine-tunes, one per seed, nats per token.
+        estimates: first-order estimates, as they were before any calibration.
+        calibrated, calibrated_std: predictions for each subset by the calibration on all other subsets.
+        first_order: fidelity of the estimates as they are.
+        after_calibration: fidelity of the calibrated ones, each left out of its own calibration.
+    """
+
+    target: str
+    subsets: list[list[str]]
+    true_losses: list[list[float]]
+    estimates: list[float]
+    calibrated: list[float]
+    calibrated_std: list[float]
+    first_order: Fidelity
+    after_calibration: Fidelity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"format_version": 1, **asdict(self)}
+
+
+def compare(
+    estimator: SubsetEstimator, subsets: Sequence[Sequence[str]], true_losses: Sequence[Sequence[float]]
+) -> Verification:
+    """Compare an estimator with true losses: as it is, and calibrated by leave-one-subset-out.
+
+    Args:
+        estimator: fitted; it ends up calibrated with all of them.
+        subsets: k subsets.
+        true_losses: for each, one loss per seed, in nats per token.
+    """
+    estimates = estimator.calibrate([], []).predict(subsets)
+    mean, std = cross_calibrated(estimator, subsets, true_losses)
+    first, second = seed_columns(true_losses)
+    return Verification(
+        target=estimator.target_,
+        subsets=[list(subset) for subset in subsets],
+        true_losses=[list(same) for same in true_losses],
+        estimates=estimates.tolist(),
+        calibrated=mean.tolist(),
+        calibrated_std=std.tolist(),
+        first_order=measure_fidelity(estimates, first, second),
+        after_calibration=measure_fidelity(mean, first, second, std),
+    )
+
+
+def cross_calibrated(
+    estimator: SubsetEstimator, subsets: Sequence[Sequence[str]], true_losses: Sequence[Sequence[float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (k,) means and standard deviations, each subset predicted from the runs of all others."""
+    found = []
+    for left_out in range(len(subsets)):
+        others = [i for i in range(len(subsets)) if i != left_out]
+        calibrate_with(estimator, [subsets[i] for i in others], [true_losses[i] for i in others])
+        mean, std = estimator.predict([subsets[left_out]], return_std=True)
+        found.append((mean[0], std[0]))
+    calibrate_with(estimator, subsets, true_losses)
+    means, stds = np.asarray(found).T
+    return means, stds
+
+
+def calibrate_with(
+    estimator: SubsetEstimator, subsets: Sequence[Sequence[str]], true_losses: Sequence[Sequence[float]]
+) -> SubsetEstimator:
+    """Calibrate with one row per fine-tune."""
+    pairs = [(subset, loss) for subset, same in zip(subsets, true_losses, strict=True) for loss in same]
+    return estimator.calibrate([subset for subset, _ in pairs], [loss for _, loss in pairs])
+
+
+def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path) -> int:
+    """Calibrate a run's estimator with what `verify` left in its folder; returns the number of true fine-tunes."""
+    path = output_dir / VERIFICATION_FILE
+    if not path.is_file():
+        return 0
+    values = read_json(path)
+    if values["target"] != estimator.target_ or any(set(s) - set(estimator.task_names_) for s in values["subsets"]):
+        return 0  # of another configuration in the same folder
+    calibrate_with(estimator, values["subsets"], values["true_losses"])
+    return sum(map(len, values["true_losses"]))
+
+
+def seed_columns(true_losses: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the losses by the first seed, and the mean of those by the others where there are any."""
+    table = np.asarray(true_losses, dtype=np.float64)
+    return table[:, 0], table[:, 1:].mean(1) if table.shape[1] > 1 else None

@@ -1,0 +1,116 @@
+"""`hf-tasksel verify`: true fine-tunes of a few subsets against their estimates, and what trust they deserve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import ConfigError
+from .estimation.estimator import SubsetEstimator, random_halves
+from .estimation.fidelity import plot_fidelity
+from .files import atomic_path, write_json
+from .pipeline import ESTIMATES_FILE, fit_estimator, select
+from .run_context import Run
+from .selection.result import SelectionResult
+from .true_runs import true_runs
+from .truth import VERIFICATION_FILE, Verification, compare, seed_columns
+
+CHOICES = ("random", "unsure")
+FIRST_SEED = 1  # the run itself uses its own seed; these are independent of it
+
+
+def verify(
+    run: Run, count: int = 20, *, seeds: int = 1, processes: int | None = None, choose: str = "random"
+) -> Verification:
+    """Really fine-tune some subsets, and compare.
+
+    What was trained before is used again: more subsets or seeds only add fine-tunes. The estimates of the run are
+    calibrated with all of them from then on (`truth.calibrate_from_folder`).
+
+    Args:
+        run: a run; stages that are missing are done first.
+        count: how many subsets, at least 3.
+        seeds: fine-tunes of each; two or more also measure the noise ceiling.
+        processes: fine-tunes at the same time; see `true_runs`.
+        choose: `random` subsets of a quarter, a half and three quarters of the tasks, which is what fidelity should be
+            measured on, or `unsure`: the selection and its nearest rivals, which is what the decision hangs on.
+
+    Raises:
+        ConfigError: for fewer than 3 subsets, no seed, or an unknown choice.
+    """
+    if count < 3 or seeds < 1 or choose not in CHOICES:
+        raise ConfigError(f"verify needs at least 3 subsets, 1 seed, and a choice of {list(CHOICES)}")
+    selection = select(run)
+    estimator = fit_estimator(run)
+    chosen = (
+        random_subsets(estimator.task_names_, count) if choose == "random" else rivals(estimator, selection, count)
+    )
+    runs = true_runs(run, chosen, range(FIRST_SEED, FIRST_SEED + seeds), processes=processes)
+    result = compare(estimator, [same[0].tasks for same in runs], [[r.dev_loss for r in same] for same in runs])
+    write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
+    add_to_estimates(run.output_dir / ESTIMATES_FILE, result)
+    first, second = seed_columns(result.true_losses)
+    plot_fidelity(result.calibrated, first, run.output_dir / "plots" / "fidelity.png", second)
+    return result
+
+
+def random_subsets(tasks: Sequence[str], count: int, seed: int = 0) -> list[list[str]]:
+    """Return different random subsets of a quarter, a half and three quarters of the tasks in turn.
+
+    Raises:
+        ConfigError: when there are not so many.
+    """
+    rng, found = np.random.default_rng(seed), []
+    for attempt in range(100 * count):
+        size = max(1, round((0.25, 0.5, 0.75)[attempt % 3] * len(tasks)))
+        subset = [tasks[i] for i in sorted(rng.choice(len(tasks), size, replace=False).tolist())]
+        if subset not in found:
+            found.append(subset)
+        if len(found) == count:
+            return found
+    raise ConfigError(f"{len(tasks)} tasks have fewer than {count} different subsets of these sizes: ask for fewer")
+
+
+def rivals(estimator: SubsetEstimator, selection: SelectionResult, count: int) -> list[list[str]]:
+    """Return the subsets where the selection's decision is least sure, the selection itself first.
+
+    Candidates differ from the selection in one task, or are on its search path, or are random halves; the least sure
+    are those whose estimates lie nearest to the selection's, measured in standard deviations.
+    """
+    names = estimator.task_names_
+    flips = [set(selection.selected) ^ {name} for name in names]
+    halves = [{names[i] for i in np.flatnonzero(row)} for row in random_halves(len(names))]
+    candidates = [*flips, *(set(step.tasks) for step in selection.path), *halves]
+    unique = list(dict.fromkeys(tuple(n for n in names if n in c) for c in candidates if c))
+    unique = [u for u in unique if set(u) != set(selection.selected)]
+    mean, std = estimator.predict(unique, return_std=True)
+    best, best_std = estimator.predict([selection.selected], return_std=True)
+    doubt = np.abs(mean - best) / np.sqrt(std**2 + best_std**2 + 1e-24)
+    order = np.argsort(doubt, kind="stable")[: count - 1]
+    return [selection.selected, *(list(unique[i]) for i in order)]
+
+
+def add_to_estimates(path: Path, result: Verification) -> None:
+    """Keep the verified subsets in estimates.parquet, beside the estimates of the search."""
+    old = pq.read_table(path).to_pylist() if path.is_file() else []
+    rows = [row for row in old if row["kind"] != "verified"]
+    for tasks, estimate, losses, mean, std in zip(
+        result.subsets, result.estimates, result.true_losses, result.calibrated, result.calibrated_std, strict=True
+    ):
+        rows.append(
+            {
+                "kind": "verified",
+                "tasks": tasks,
+                "estimated_loss": estimate,
+                "calibrated_loss": mean,
+                "calibrated_std": std,
+                "true_losses": losses,
+            }
+        )
+    columns = ("kind", "tasks", "estimated_loss", "calibrated_loss", "calibrated_std", "true_losses")
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([{c: row.get(c) for c in columns} for row in rows]), temporary)
