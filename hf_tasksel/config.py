@@ -134,9 +134,14 @@ class EstimatorConfig:
 
 @dataclass
 class SelectionConfig:
-    """How a subset is searched for. `num_subsets`, `subset_fraction` and `seed` belong to the random ensemble.
+    """How a subset is searched for: a name in `SEARCHES`, and options of which each search takes those that it knows.
 
-    `min_tasks` is a quarter of the tasks by default: estimates of smaller subsets extrapolate too far.
+    Attributes:
+        max_tasks, min_tasks: bounds on the number of chosen tasks. `min_tasks` is a quarter of the tasks by default:
+            estimates of smaller subsets extrapolate too far.
+        num_subsets, subset_fraction, seed: of the searches that draw random subsets.
+        tolerance_std: of the searches that go step by step: the least gain, in standard deviations of the estimate.
+        cost_per_token: by how many nats per token a million more training tokens must lower the loss.
     """
 
     method: str = "random_ensemble"
@@ -145,6 +150,13 @@ class SelectionConfig:
     num_subsets: int | None = None
     subset_fraction: float = 0.5
     seed: int = 0
+    tolerance_std: float = 0.0
+    cost_per_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance_std", "cost_per_token"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
 
 @dataclass

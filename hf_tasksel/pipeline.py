@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -155,17 +156,13 @@ def fit_estimator(run: Run) -> SubsetEstimator:
 
 
 def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
-    """Run the configured search."""
+    """Run the configured search with those options of the section `selection` that it takes."""
     options = config.selection
     floor = math.ceil(len(estimator.task_names_) / 4) if options.min_tasks is None else options.min_tasks
-    arguments: dict[str, Any] = {"max_tasks": options.max_tasks, "min_tasks": min(floor, options.max_tasks or floor)}
-    if options.method == "random_ensemble":
-        arguments |= {
-            "num_subsets": options.num_subsets,
-            "subset_fraction": options.subset_fraction,
-            "seed": options.seed,
-        }
-    return SEARCHES[options.method](estimator, **arguments)
+    method = SEARCHES[options.method]
+    known = [name for name in vars(options) if name in inspect.signature(method).parameters]
+    arguments = section_part(options, known)
+    return method(estimator, **{**arguments, "min_tasks": min(floor, options.max_tasks or floor)})
 
 
 def write_estimates(path: Path, estimator: SubsetEstimator, selection: SelectionResult) -> None:

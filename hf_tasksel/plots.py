@@ -120,11 +120,13 @@ def draw_path(axes: Any, selection: SelectionResult) -> None:
 
 
 def draw_effects(axes: Any, selection: SelectionResult, notes: Mapping[str, str]) -> None:
-    """One bar per task: estimated loss with it minus without it."""
+    """One bar per task: estimated loss with it minus without it; with one standard deviation where it is known."""
     ordered = sorted(selection.effects.items(), key=lambda item: item[1])
     names = [label(name) + (f"  [{label(notes[name])}]" if name in notes else "") for name, _ in ordered]
     colors = [BLUE if name in selection.selected else GREY for name, _ in ordered]
-    axes.barh(range(len(ordered)), [effect for _, effect in ordered], color=colors)
+    std = selection.effects_std and [selection.effects_std[name] for name, _ in ordered]
+    bars = {"ecolor": "black", "elinewidth": 0.8}
+    axes.barh(range(len(ordered)), [effect for _, effect in ordered], color=colors, xerr=std, error_kw=bars)
     axes.set_yticks(range(len(ordered)), names, fontsize=9)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import TaskSelectionError
 from ..files import read_json, write_json
+from .dataset_mixture import dataset_mixture
 
 SELECTION_FILE = "selection.json"
 
@@ -20,11 +22,20 @@ class SelectionStep:
         change: what was done, e.g. `+gsm8k`, `-aqua`, or `all tasks`.
         tasks: the subset after the change.
         estimate: its estimated target loss, nats per token.
+        gain: by how much the change lowered the estimate, nats per token; None for the first subset.
     """
 
     change: str
     tasks: list[str]
     estimate: float
+    gain: float | None = None
+
+
+def with_gains(path: Sequence[SelectionStep]) -> list[SelectionStep]:
+    """Return the steps with their gains: the estimate before each change minus the estimate after it."""
+    before = [None, *(step.estimate for step in path)][: len(path)]
+    gains = [None if old is None else old - step.estimate for old, step in zip(before, path, strict=True)]
+    return [replace(step, gain=gain) for step, gain in zip(path, gains, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,14 @@ class SelectionResult:
         effects: for each task, estimate with it minus estimate without it, everything else as selected; negative means
             that the task helps. Nats per token.
         path: the subsets that the search passed through.
-        scores: for the random ensemble, the mean estimate over the subsets that hold the task.
+        scores: what the random ensemble and the fitted surrogates ranked the tasks by, the lower the better: the mean
+            estimate (with its cost) over the subsets that hold the task, or the fitted effect of the task.
         estimator: parameters of the estimator, for the record.
+        effects_std: standard deviations of the effects: √(s² + s′²) from those of the two estimates, as if they were
+            independent. The two share dev samples and gradients, so that this is an upper bound. None when the
+            estimator gives no standard deviations.
+        cost_per_token: nats per million training tokens that the search added to its estimates; among the numbers
+            here, only scores hold it.
     """
 
     target: str
@@ -55,6 +72,8 @@ class SelectionResult:
     path: list[SelectionStep] = field(default_factory=list)
     scores: dict[str, float] | None = None
     estimator: dict[str, Any] = field(default_factory=dict)
+    effects_std: dict[str, float] | None = None
+    cost_per_token: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` reads back."""
@@ -62,15 +81,15 @@ class SelectionResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SelectionResult:
-        """Rebuild a result from plain values.
+        """Rebuild a result from plain values, also from those of older versions, which lack the later fields.
 
         Raises:
             TaskSelectionError: when a field is missing.
         """
         known = {f.name for f in fields(cls)}
         arguments = {key: value for key, value in values.items() if key in known}
-        arguments["path"] = [SelectionStep(**step) for step in values.get("path", [])]
         try:
+            arguments["path"] = with_gains([SelectionStep(**step) for step in values.get("path", [])])
             return cls(**arguments)
         except TypeError as error:
             raise TaskSelectionError(f"this is not a selection: {error}") from None
@@ -101,6 +120,17 @@ class SelectionResult:
         from huggingface_hub import hf_hub_download
 
         return cls.load(hf_hub_download(repo_id_or_path, SELECTION_FILE, revision=revision))
+
+    def to_dataset_mixture(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return the selected datasets as YAML for TRL's scripts, which concatenate them whole.
+
+        Args:
+            datasets: task -> fields of TRL's `DatasetConfig`: `path`, and e.g. `name`, `data_dir`, `split`, `columns`.
+
+        Raises:
+            ConfigError: when a selected task has no dataset, or its fields are not TRL's.
+        """
+        return dataset_mixture(dict.fromkeys(self.selected), datasets)
 
     def plot(self, path: str | Path) -> None:
         """Draw the selection path and the effect of each task into a PNG file."""

@@ -1,0 +1,64 @@
+"""Turns the subset that a search chose into a result that explains itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .objective import Objective, flipped, nested_subsets
+from .result import SelectionResult, SelectionStep, with_gains
+
+
+def make_step(objective: Objective, change: str, row: np.ndarray, value: float) -> SelectionStep:
+    """Record one subset of a search: its 0/1 row (n,) and its objective, of which the plain estimate is kept."""
+    estimate = float(value - objective.cost(row[None])[0])
+    return SelectionStep(change, [name for name, used in zip(objective.names, row, strict=True) if used], estimate)
+
+
+def best_of_ranking(
+    objective: Objective, method: str, ranking: Sequence[int], sizes: Sequence[int], scores: np.ndarray
+) -> SelectionResult:
+    """Choose the best of the subsets "first k tasks of the ranking", k in `sizes`; `scores` (n,) are kept with it."""
+    rows = nested_subsets(ranking, sizes)
+    values = objective(rows)
+    steps = [
+        make_step(objective, f"+{objective.names[ranking[k - 1]]}", row, value)
+        for k, row, value in zip(sizes, rows, values, strict=True)
+    ]
+    named = {name: float(score) for name, score in zip(objective.names, scores, strict=True)}
+    return explain(objective, method, rows[int(np.argmin(values))], steps, named)
+
+
+def explain(
+    objective: Objective,
+    method: str,
+    row: np.ndarray,
+    steps: list[SelectionStep],
+    scores: dict[str, float] | None = None,
+) -> SelectionResult:
+    """Describe a chosen subset, a 0/1 row (n,): its estimate, that of all tasks, and what each task contributes."""
+    names, n = objective.names, len(row)
+    flips = flipped(row, [[i] for i in range(n)])
+    flips[flips.sum(1) == 0] = 1.0  # a single chosen task can't be removed: compare with all tasks
+    subsets = np.vstack([row, np.ones(n), flips])
+    if objective.gives_std:
+        estimates, std = objective.estimator.predict(subsets, return_std=True)
+        effects_std = {name: float(np.hypot(std[0], std[2 + i])) for i, name in enumerate(names)}
+    else:
+        estimates, effects_std = objective.estimator.predict(subsets), None
+    effects = np.where(row > 0, 1.0, -1.0) * (estimates[0] - estimates[2:])
+    return SelectionResult(
+        target=objective.estimator.target_,
+        method=method,
+        selected=[name for name, used in zip(names, row, strict=True) if used],
+        dropped=[name for name, used in zip(names, row, strict=True) if not used],
+        estimate=float(estimates[0]),
+        estimate_all=float(estimates[1]),
+        effects={name: float(effect) for name, effect in zip(names, effects, strict=True)},
+        effects_std=effects_std,
+        path=with_gains(steps),
+        scores=scores,
+        cost_per_token=objective.cost_per_token,
+        estimator=objective.estimator.get_params(),
+    )
