@@ -17,10 +17,17 @@ _LOCATIONS = {
     "GradientStore": "gradients.store",
     "SubsetEstimator": "estimation.estimator",
     "measure_fidelity": "estimation.fidelity",
-    "forward_selection": "selection.search",
-    "backward_elimination": "selection.search",
-    "random_ensemble": "selection.search",
+    "forward_selection": "selection.greedy",
+    "backward_elimination": "selection.greedy",
+    "swap_selection": "selection.greedy",
+    "random_ensemble": "selection.ensemble",
+    "surrogate_search": "selection.ensemble",
+    "exhaustive_search": "selection.exhaustive",
+    "SEARCHES": "selection.search",
     "SelectionResult": "selection.result",
+    "optimize_mixture": "selection.mixture",
+    "MixtureResult": "selection.mixture",
+    "allocate_budget": "selection.budget",
     "task_affinity": "selection.grouping",
     "group_tasks": "selection.grouping",
     "TaskAffinity": "selection.grouping",
@@ -47,17 +54,24 @@ if TYPE_CHECKING:
     from .pipeline import run as run
     from .selection.baselines import BASELINES as BASELINES
     from .selection.baselines import BaselineData as BaselineData
+    from .selection.budget import allocate_budget as allocate_budget
     from .selection.clustering import SampleClusters as SampleClusters
     from .selection.clustering import cluster_samples as cluster_samples
     from .selection.clustering import relabel_store as relabel_store
+    from .selection.ensemble import random_ensemble as random_ensemble
+    from .selection.ensemble import surrogate_search as surrogate_search
+    from .selection.exhaustive import exhaustive_search as exhaustive_search
+    from .selection.greedy import backward_elimination as backward_elimination
+    from .selection.greedy import forward_selection as forward_selection
+    from .selection.greedy import swap_selection as swap_selection
     from .selection.grouping import TaskAffinity as TaskAffinity
     from .selection.grouping import group_tasks as group_tasks
     from .selection.grouping import task_affinity as task_affinity
+    from .selection.mixture import MixtureResult as MixtureResult
+    from .selection.mixture import optimize_mixture as optimize_mixture
     from .selection.representations import mean_pooled_representations as mean_pooled_representations
     from .selection.result import SelectionResult as SelectionResult
-    from .selection.search import backward_elimination as backward_elimination
-    from .selection.search import forward_selection as forward_selection
-    from .selection.search import random_ensemble as random_ensemble
+    from .selection.search import SEARCHES as SEARCHES
     from .tasks import load_tasks as load_tasks
     from .trainer import Seq2SeqTaskSelectionTrainer as Seq2SeqTaskSelectionTrainer
     from .trainer import TaskSelectionMixin as TaskSelectionMixin

@@ -1,0 +1,140 @@
+"""Mixture weights: how much of each task to train on, of which a subset is the all-or-nothing case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, DataError, TaskSelectionError
+from ..estimation.estimator import SubsetEstimator
+from ..files import read_json, write_json
+from .dataset_mixture import dataset_mixture
+from .greedy import forward_selection
+from .simplex import minimize_on_simplex
+
+MIXTURE_FILE = "mixture.json"
+
+
+@dataclass(frozen=True)
+class MixtureResult:
+    """The mixture found, beside the best subset.
+
+    Attributes:
+        target: the task whose loss was to be lowered.
+        weights: task -> share of the training (answer) tokens; they sum to one.
+        sample_shares: the same mixture as task -> share of the training samples: draw tasks with these probabilities.
+        estimate: estimated target loss after fine-tuning on the mixture, nats per token.
+        estimate_all: the same for all tasks as they are.
+        estimate_best_subset: the same for `best_subset`.
+        best_subset: what forward selection chose.
+        path: estimates on the way to the mixture, from the start that led there.
+        estimator: parameters of the estimator, for the record.
+    """
+
+    target: str
+    weights: dict[str, float]
+    sample_shares: dict[str, float]
+    estimate: float
+    estimate_all: float
+    estimate_best_subset: float
+    best_subset: list[str]
+    path: list[float] = field(default_factory=list)
+    estimator: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads back."""
+        return {"format_version": 1, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MixtureResult:
+        """Rebuild a result from plain values.
+
+        Raises:
+            TaskSelectionError: when a field is missing.
+        """
+        known = {f.name for f in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in values.items() if key in known})
+        except TypeError as error:
+            raise TaskSelectionError(f"this is not a mixture: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the mixture as JSON, atomically; a folder gets `mixture.json`."""
+        path = Path(path)
+        write_json(path / MIXTURE_FILE if path.is_dir() else path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> MixtureResult:
+        """Read a mixture from a JSON file, or from the folder that holds `mixture.json`.
+
+        Raises:
+            TaskSelectionError: when there is none.
+        """
+        path = Path(path)
+        path = path / MIXTURE_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise TaskSelectionError(f"there is no mixture at {path}")
+        return cls.from_dict(read_json(path))
+
+    def to_dataset_mixture(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return the datasets with their shares of the samples (`fraction`) as YAML for TRL's scripts.
+
+        Args:
+            datasets: task -> fields of TRL's `DatasetConfig`: `path`, and e.g. `name`, `data_dir`, `split`, `columns`.
+
+        Raises:
+            ConfigError: when a task of the mixture has no dataset, its fields are not TRL's, or TRL is too old.
+        """
+        return dataset_mixture({task: share for task, share in self.sample_shares.items() if share > 0}, datasets)
+
+
+def optimize_mixture(
+    estimator: SubsetEstimator, *, restarts: int = 5, max_iter: int = 100, seed: int = 0
+) -> MixtureResult:
+    """Find the shares of training tokens that minimise the estimate.
+
+    A share p_t of the tokens is the task weight p_t · (tokens of all tasks) ÷ (tokens of task t) of `predict`, where
+    1 stands for all samples of the task once: a mixture has as many tokens as all tasks have. For a fixed number of
+    steps only the ratios of the weights matter, and the mixture is never worse than the best subset.
+
+    Args:
+        estimator: a fitted estimator of n tasks.
+        restarts: starting points: the best subset, all tasks as they are, even shares, then random ones.
+        max_iter: most steps from each; a step estimates n + 12 mixtures.
+        seed: seeds the random starts.
+
+    Raises:
+        ConfigError: for no restarts. DataError: when no task has training tokens.
+    """
+    if restarts < 1:
+        raise ConfigError(f"restarts must be at least 1, not {restarts}")
+    tokens = np.asarray(estimator.task_tokens_, dtype=float)
+    trained = tokens > 0
+    if not trained.any():
+        raise DataError("no task has training tokens: there is nothing to mix")
+    per_share = np.divide(tokens.sum(), tokens, out=np.zeros_like(tokens), where=trained)
+    subset = forward_selection(estimator)
+    chosen = np.isin(estimator.task_names_, subset.selected) * tokens
+    rng = np.random.default_rng(seed)
+    draws = (rng.dirichlet(np.ones(trained.sum())) for _ in range(max(0, restarts - 3)))
+    starts = [chosen / chosen.sum(), tokens / tokens.sum(), trained / trained.sum()]
+    starts += [np.bincount(np.flatnonzero(trained), draw, len(tokens)) for draw in draws]
+    shares, path = minimize_on_simplex(
+        lambda rows: estimator.predict(rows * per_share), starts[:restarts], trained.astype(float), max_iter
+    )
+    samples = shares * per_share * np.asarray(estimator.task_samples_)
+    return MixtureResult(
+        target=estimator.target_,
+        weights=dict(zip(estimator.task_names_, shares.tolist(), strict=True)),
+        sample_shares=dict(zip(estimator.task_names_, (samples / samples.sum()).tolist(), strict=True)),
+        estimate=path[-1],
+        estimate_all=subset.estimate_all,
+        estimate_best_subset=subset.estimate,
+        best_subset=subset.selected,
+        path=path,
+        estimator=estimator.get_params(),
+    )
