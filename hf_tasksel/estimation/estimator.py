@@ -202,6 +202,8 @@ class SubsetEstimator(BaseEstimator):
             weights = subsets.astype(np.float64)
         else:
             index = {name: i for i, name in enumerate(self.task_names_)}
+            if isinstance(subsets, str) or any(isinstance(subset, str) for subset in subsets):
+                raise DataError(f"subsets must be a list of lists of task names, such as [{self.task_names_[:2]}]")
             weights = np.zeros((len(subsets), len(index)))
             for row, subset in zip(weights, subsets, strict=True):
                 for name in subset:

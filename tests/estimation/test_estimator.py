@@ -154,6 +154,9 @@ def test_wrong_subsets_are_one_sentence(store):
     estimator = SubsetEstimator().fit(store, "goal")
     with pytest.raises(ConfigError, match="unknown task 'd'"):
         estimator.predict([["a", "d"]])
+    for flat in (["a", "b"], "a"):
+        with pytest.raises(DataError, match=r"list of lists of task names, such as \[\['a', 'b'\]\]"):
+            estimator.predict(flat)
     with pytest.raises(DataError, match="subset 1 is empty"):
         estimator.predict([["a"], []])
     with pytest.raises(DataError, match=r"shape \(m, 3\)"):

@@ -1,0 +1,144 @@
+"""Calibration with true fine-tunes: a Gaussian process checked against its definition, and honest intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from estimation.synthetic import random_store, random_subsets
+from hf_tasksel import SubsetEstimator
+from hf_tasksel.errors import DataError
+from hf_tasksel.estimation import calibration
+from hf_tasksel.estimation.calibration import Calibration
+
+TASKS = 8
+
+
+def simulated(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return estimates, indicators and losses that are an affine map of the estimates, task effects, and noise."""
+    rng = np.random.default_rng(seed)
+    z = random_subsets(TASKS, count, seed)
+    effects = rng.normal(size=TASKS)
+    estimates = z @ effects
+    losses = 3 + 0.4 * estimates + 0.2 * z @ rng.normal(size=TASKS) + 0.1 * rng.normal(size=count)
+    return estimates, z, losses
+
+
+def slow_posterior(c: Calibration, raw: tuple, new: tuple) -> tuple[float, float]:
+    """Condition one joint Gaussian per draw of the scales, and mix by marginal likelihood."""
+    estimates, z, losses = raw
+
+    def inputs(e, rows):
+        return (e - c.centre) / c.spread, (2 * rows - 1) / np.sqrt(rows.shape[1])
+
+    x, u = inputs(np.append(estimates, new[0]), np.vstack([z, new[1]]))
+    y = (losses - losses.mean()) / losses.std(ddof=1)
+    means, variances, weights = [], [], []
+    for task, noise in zip(c.task_variance, c.noise_variance, strict=True):
+        prior = calibration.SLOPE_MEAN * x
+        k = (
+            calibration.SHIFT_STD**2
+            + calibration.SLOPE_STD**2 * np.outer(x, x)
+            + task * u @ u.T
+            + noise * np.eye(len(x))
+        )
+        gain = k[-1, :-1] @ np.linalg.inv(k[:-1, :-1])
+        means.append(prior[-1] + gain @ (y - prior[:-1]))
+        variances.append(k[-1, -1] - gain @ k[:-1, -1])
+        weights.append(multivariate_normal(prior[:-1], k[:-1, :-1]).pdf(y))
+    weights = np.asarray(weights) / np.sum(weights)
+    mean = weights @ means
+    variance = weights @ (np.asarray(variances) + (np.asarray(means) - mean) ** 2)
+    unit = losses.std(ddof=1)
+    return losses.mean() + unit * mean, unit * np.sqrt(variance)
+
+
+def test_the_posterior_is_that_of_the_joint_gaussian(monkeypatch):
+    monkeypatch.setattr(calibration, "NUM_DRAWS", 16)
+    estimates, z, losses = simulated(0, 7)
+    c = Calibration(estimates[:6], z[:6], losses[:6], centre=0.5, spread=1.3)
+    mean, std = c.predict(estimates[6:], z[6:])
+    slow_mean, slow_std = slow_posterior(c, (estimates[:6], z[:6], losses[:6]), (estimates[6], z[6]))
+    assert mean[0] == pytest.approx(slow_mean, rel=1e-6)
+    assert std[0] == pytest.approx(slow_std, rel=1e-5)
+
+
+@pytest.mark.parametrize("runs", [5, 20])
+def test_intervals_hold_the_truth_as_often_as_they_say(runs):
+    inside = []
+    for seed in range(60):
+        estimates, z, losses = simulated(seed, runs + 30)
+        c = Calibration(estimates[:runs], z[:runs], losses[:runs], estimates.mean(), estimates.std())
+        mean, std = c.predict(estimates[runs:], z[runs:])
+        inside.append(np.abs(losses[runs:] - mean) <= 1.645 * std)
+    assert 0.84 <= np.mean(inside) <= 0.97
+
+
+def test_more_runs_lower_the_error_and_the_uncertainty():
+    errors, stds = [], []
+    for runs in (3, 10, 40):
+        found = []
+        for seed in range(20):
+            estimates, z, losses = simulated(seed, 80)
+            c = Calibration(estimates[:runs], z[:runs], losses[:runs], estimates.mean(), estimates.std())
+            mean, std = c.predict(estimates[40:], z[40:])
+            found.append((np.abs(mean - losses[40:]).mean(), std.mean()))
+        error, std = np.mean(found, axis=0)
+        errors.append(error)
+        stds.append(std)
+    assert errors[0] > 1.3 * errors[1] > 1.69 * errors[2]
+    assert stds[0] > stds[1] > stds[2]
+
+
+def test_one_run_shifts_all_estimates():
+    estimates, z, _ = simulated(0, 5)
+    c = Calibration(estimates[:1], z[:1], np.asarray([10.0]), estimates.mean(), estimates.std())
+    mean, std = c.predict(estimates, z)
+    assert np.all(np.abs(mean - 10) < 5 * estimates.std())
+    assert std[0] < std[1:].min()
+
+
+def test_an_estimator_is_calibrated_and_uncalibrated(tmp_path):
+    store = random_store(tmp_path / "s")
+    estimator = SubsetEstimator().fit(store, "goal")
+    subsets = random_subsets(5, 12)
+    raw = estimator.predict(subsets)
+    truth = 2 * raw + 1
+    assert estimator.calibrate(subsets[:8], truth[:8]) is estimator
+    mean, std = estimator.predict(subsets[8:], return_std=True)
+    assert np.abs(mean - truth[8:]).mean() < 0.5 * np.abs(raw[8:] - truth[8:]).mean()
+    assert (std > 0).all()
+    np.testing.assert_allclose(estimator.calibrate([], []).predict(subsets), raw)
+
+
+def test_an_uncalibrated_std_is_that_of_seeds_and_dev_samples(tmp_path):
+    stores = [random_store(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    singles = [SubsetEstimator().fit(store, "goal") for store in stores]
+    both = SubsetEstimator().fit(stores, "goal")
+    means, stds = zip(*(e.predict([["t0"]], return_std=True) for e in singles), strict=True)
+    _, std = both.predict([["t0"]], return_std=True)
+    assert std[0] ** 2 == pytest.approx(np.var([m[0] for m in means], ddof=1) + np.mean([s[0] ** 2 for s in stds]))
+
+
+def test_other_outputs_equal_their_definition(tmp_path):
+    store = random_store(tmp_path / "s")
+    estimator = SubsetEstimator().fit(store, "goal")
+    w = estimator.displacements([["t0", "t1"]])[0][0].numpy()
+    dev = np.flatnonzero(store.split == "dev")
+    tokens = store.num_tokens[dev]
+    odds = store.value[dev] + store.gradients("log_odds")[dev].astype(float) @ w
+    assert estimator.predict_log_odds([["t0", "t1"]])[0] == pytest.approx(tokens @ odds / tokens.sum(), rel=1e-5)
+    losses = np.maximum(store.loss[dev] + store.gradients("loss")[dev].astype(float) @ w, 0)
+    share = np.exp(-losses * tokens).mean()
+    assert estimator.predict_answer_share([["t0", "t1"]])[0] == pytest.approx(share, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("subsets", "losses", "message"),
+    [([["t0"]], [1.0, 2.0], "one true loss per subset"), ([["t0"], ["t1"]], [1.0, np.nan], "number 1 is nan")],
+)
+def test_wrong_runs_are_one_sentence(tmp_path, subsets, losses, message):
+    estimator = SubsetEstimator().fit(random_store(tmp_path / "s"), "goal")
+    with pytest.raises(DataError, match=message):
+        estimator.calibrate(subsets, losses)
