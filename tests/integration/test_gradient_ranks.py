@@ -41,6 +41,7 @@ def test_ranks_share_the_work_and_give_the_same_rows(ranks, kind, alone, tmp_pat
     assert done.returncode == 0, done.stderr[-2000:]
     store = GradientStore(tmp_path)
     assert_same_rows(store, alone)
+    assert store.fingerprint == alone.fingerprint
     shares = store.manifest["ranks"]
     assert len(shares) == ranks
     assert sum(shares.values()) == len(alone)
@@ -54,3 +55,10 @@ def test_a_pass_goes_on_with_another_number_of_ranks(alone, tmp_path):
     store = gradient_worker.collect(tmp_path)
     assert_same_rows(store, alone)
     assert 0 < store.manifest["ranks"]["0"] < 60
+
+
+def test_a_rank_that_runs_out_of_memory_does_not_change_what_the_others_do(alone, tmp_path):
+    done = torchrun(2, tmp_path, "crowded")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("memory ran out") == 1
+    assert_same_rows(GradientStore(tmp_path), alone)
