@@ -72,7 +72,7 @@ def gradient_scores(store: GradientStore, target: str, reduce: str = "max") -> d
         DataError: when the target has no dev samples. StoreError: when the store holds no loss gradients.
 
     Reference:
-        LESS, arXiv 2402.04333, section 3; without its Adam preconditioning and its average over checkpoints.
+        LESS, arXiv 2402.04333; without its Adam preconditioning and its average over checkpoints.
     """
     is_dev = np.zeros(len(store), dtype=bool)
     is_dev[dev_rows(store, target)] = True
@@ -127,7 +127,7 @@ def ngram_scores(
         per_ngram: divide each text's weight by its number of n-grams, so that the length of texts does not count.
 
     Reference:
-        DSIR, arXiv 2302.03169, section 4.
+        DSIR, arXiv 2302.03169.
     """
     if not len(dev_texts):
         raise DataError("the target has no dev texts: n-gram similarity has nothing to compare with")

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 
 from ..errors import ConfigError, DataError, TaskSelectionError, did_you_mean
-from .search import random_subsets
+from .ensemble import random_subsets
 
 if TYPE_CHECKING:
     from ..estimation.estimator import SubsetEstimator

@@ -142,6 +142,7 @@ def test_ngram_scores_are_mean_log_ratios_of_hashed_counts(per_ngram):
         expected.setdefault(task, []).append(weight / (len(found) if per_ngram else 1))
     found = ngram_scores(TEXTS, TEXT_TASKS, DEV_TEXTS, BUCKETS, per_ngram)
     assert found == pytest.approx({task: np.mean(weights) for task, weights in expected.items()})
+    assert list(found) == ["colours", "sums", "mixed"], "the order of first samples"
 
 
 def test_budgets_and_ties():

@@ -133,7 +133,27 @@ def test_the_wanted_objective_is_clustered(tmp_path):
     assert adjusted_rand_score(members[:TRAIN], cluster_samples(store, CLUSTERS).labels) < 0.3
 
 
-def test_a_relabelled_store_differs_in_its_tasks_alone(store, tmp_path):
+def test_stores_sorted_by_cluster_are_clustered_as_well(tmp_path, monkeypatch):
+    gradients, members = planted()
+    order = np.argsort(members[:TRAIN], kind="stable")
+    gradients[:TRAIN] = gradients[:TRAIN][order]
+    for name, value in (("BATCH_ROWS", 30), ("EPOCHS", 1)):  # one look, and the first rows are of one cluster only
+        monkeypatch.setattr(clustering, name, value)
+    found = cluster_samples(write(tmp_path / "s", gradients), CLUSTERS)
+    assert adjusted_rand_score(members[:TRAIN][order], found.labels) == 1.0
+
+
+def test_the_best_of_several_starts_is_taken(tmp_path, monkeypatch):
+    store = write(tmp_path / "s", planted(noise=3.0)[0])
+    several = [cluster_samples(store, 6, seed=seed).inertia for seed in range(4)]
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
+    one = [cluster_samples(store, 6, seed=seed).inertia for seed in range(4)]
+    assert all(a <= b for a, b in zip(several, one, strict=True))
+    assert several != one
+
+
+def test_a_relabelled_store_differs_in_its_tasks_alone(tmp_path):
+    store = write(tmp_path / "store", planted()[0], np.random.default_rng(1).permutation(TRAIN + DEV), shard=37)
     clusters = cluster_samples(store, CLUSTERS, task="pool")
     new = relabel_store(store, clusters, tmp_path / "new")
     for name in ("sample_idx", "split", "value", "loss", "num_tokens"):
