@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from conftest import word_rows, write_jsonl
-from hf_tasksel import SelectionResult
+from hf_tasksel import GradientStore, SelectionResult
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -41,3 +41,19 @@ def test_python_api_and_estimate_any_subset(tmp_path):
     assert len(lines) == 13 * 12 // 2
     losses = [float(line.split()[0]) for line in lines]
     assert losses == sorted(losses)
+
+
+def test_grouping(tmp_path):
+    lines = [line for line in example("grouping.py", tmp_path / "out").splitlines() if "/group-" in line]
+    tasks = [name for line in lines for name in line.partition(": ")[2].split(", ")]
+    assert len(tasks) == len(set(tasks)) == 13
+    assert len(lines) == len(list((tmp_path / "out").glob("group-*/adapter_model.safetensors")))
+    assert (tmp_path / "out" / "affinity.png").is_file()
+
+
+def test_sample_clustering(tmp_path):
+    said = example("sample_clustering.py", tmp_path / "out")
+    lines = [line for line in said.splitlines() if "pool/cluster-" in line]
+    assert 1 <= len(lines) <= 10
+    assert all("'Question:" in line for line in lines)
+    assert GradientStore(tmp_path / "out" / "clustered").task_names[0] == "pool/cluster-00"
