@@ -38,9 +38,13 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        TaskSelectionError: when it is not JSON.
+        TaskSelectionError: when it cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise TaskSelectionError(f"{path} is not valid JSON ({error.msg} at line {error.lineno})") from None
+    except UnicodeDecodeError as error:
+        raise TaskSelectionError(f"{path} is not valid JSON (not UTF-8 text at byte {error.start})") from None
+    except OSError as error:
+        raise TaskSelectionError(f"cannot read {path}: {error.strerror or error}") from error

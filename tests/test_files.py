@@ -33,7 +33,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_broken_json_is_one_sentence(tmp_path):
-    (tmp_path / "f").write_text("{")
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe"])
+def test_broken_json_is_one_sentence(content, tmp_path):
+    (tmp_path / "f").write_bytes(content)
     with pytest.raises(TaskSelectionError, match="not valid JSON"):
         read_json(tmp_path / "f")
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
+    with pytest.raises(TaskSelectionError, match=r"cannot read .*: Is a directory"):
+        read_json(tmp_path)

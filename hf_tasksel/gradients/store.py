@@ -1,16 +1,11 @@
 """GradientStore: projected per-sample gradients on disk, as Arrow shards that `datasets` opens by itself.
 
-Layout: `manifest.json` and `shard-<first sample>-<checksum>.arrow`. A shard's name carries its checksum, so that a
-whole shard can be told from a damaged one without any other file; it appears by renaming, so that a killed pass leaves
-whole shards only. The manifest says what the gradients are of (fingerprints) and, once the pass is finished, which
-shards make up the store and how many rows each has. Reading needs numpy and pyarrow only.
+Reading needs numpy and pyarrow only; what lies in the folder is described in `store_format`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,66 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
-from ..files import read_json
+from .store_format import MANIFEST_FILE as MANIFEST_FILE
+from .store_format import StoreLayout, check_shard, read_manifest, read_shard
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
-REMEDY = "run `hf-tasksel collect CONFIG --repair` (repair=True in Python), which collects its samples again"
-
-
-@dataclass(frozen=True)
-class StoreLayout:
-    """What the columns of a store are.
-
-    Attributes:
-        dim: length of a projected gradient.
-        objectives: `loss`, `log_odds`, or both.
-        seeds: seeds of the projection; there is one column of gradients per objective and seed.
-        dtype: `float16` or `float32`.
-        task_names: all tasks, in the order of the task list.
-    """
-
-    dim: int
-    objectives: tuple[str, ...]
-    seeds: tuple[int, ...]
-    dtype: str
-    task_names: tuple[str, ...]
-
-    @classmethod
-    def from_manifest(cls, manifest: dict[str, Any]) -> StoreLayout:
-        """Read a layout back from a manifest."""
-        lists = {key: tuple(manifest[key]) for key in ("objectives", "seeds", "task_names")}
-        return cls(dim=int(manifest["dim"]), dtype=str(manifest["dtype"]), **lists)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a manifest."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    def gradient_columns(self) -> dict[tuple[str, int], str]:
-        """Return (objective, seed) -> column name; the first seed's columns have plain names."""
-        return {
-            (objective, seed): f"{objective}_gradient" + (f"_{seed}" if i else "")
-            for objective in self.objectives
-            for i, seed in enumerate(self.seeds)
-        }
-
-    def schema(self) -> pa.Schema:
-        """Return the Arrow schema of a shard."""
-        gradient = pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype)), self.dim)
-        return pa.schema(
-            [
-                ("sample_idx", pa.int64()),
-                ("task", pa.string()),
-                ("split", pa.string()),
-                ("value", pa.float32()),
-                ("loss", pa.float32()),
-                ("num_tokens", pa.int32()),
-                *((name, gradient) for name in self.gradient_columns().values()),
-            ]
-        )
+    from numpy.typing import ArrayLike
 
 
 class GradientStore:
@@ -89,7 +30,8 @@ class GradientStore:
         verify: recompute every shard's checksum first.
 
     Raises:
-        StoreError: when the folder holds no finished store, or a shard is missing or damaged.
+        StoreError: when the folder holds no finished store, or a shard is missing, damaged or not what the manifest
+            says.
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
@@ -102,6 +44,7 @@ class GradientStore:
             )
         if verify:
             self.verify()
+        self._shards = self._read_shards()
 
     @property
     def dim(self) -> int:
@@ -126,9 +69,16 @@ class GradientStore:
     def __len__(self) -> int:
         return len(self.sample_idx)
 
-    @cached_property
-    def _shards(self) -> list[pa.Table]:
-        return [read_shard(self.path / shard["file"]) for shard in self.manifest["shards"]]
+    def _read_shards(self) -> list[pa.Table]:
+        schema, tables = self.layout.schema(self.fingerprint), []
+        for shard in self.manifest["shards"]:
+            tables.append(read_shard(self.path / shard["file"], schema))
+            if len(tables[-1]) != shard["rows"]:
+                raise StoreError(
+                    f"the shard {self.path / shard['file']} has {len(tables[-1])} rows, not {shard['rows']} as the "
+                    "manifest says: delete the manifest and collect again, which keeps the shards"
+                )
+        return tables
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -238,13 +188,15 @@ class GradientStore:
         *,
         task: Sequence[str],
         split: Sequence[str],
-        value: np.ndarray,
-        loss: np.ndarray,
-        num_tokens: np.ndarray,
-        loss_gradient: np.ndarray | None = None,
-        log_odds_gradient: np.ndarray | None = None,
+        value: ArrayLike,
+        loss: ArrayLike,
+        num_tokens: ArrayLike,
+        loss_gradient: ArrayLike | None = None,
+        log_odds_gradient: ArrayLike | None = None,
     ) -> GradientStore:
         """Make a store from gradients that were computed elsewhere.
+
+        Arrays may be numpy's, torch's (on any device, of any dtype) or lists.
 
         Args:
             output_dir: an empty or new folder.
@@ -254,17 +206,18 @@ class GradientStore:
                 anything else is stored as float32.
 
         Raises:
-            StoreError: when shapes differ, a number is not finite, a split is neither train nor dev, or the folder
-                already holds a store.
+            StoreError: when shapes differ or are empty, an entry is no finite real number in the dtype that it is
+                stored in, a loss is negative, num_tokens is not a whole number of at least 1, a split is neither
+                train nor dev, or the folder already holds a store.
         """
-        from .store_writer import write_arrays
+        from .store_arrays import write_arrays
 
         gradients = {"loss": loss_gradient, "log_odds": log_odds_gradient}
         write_arrays(
             Path(output_dir),
-            {"task": [str(t) for t in task], "split": [str(s) for s in split]},
-            {"value": np.asarray(value), "loss": np.asarray(loss), "num_tokens": np.asarray(num_tokens)},
-            {name: np.asarray(array) for name, array in gradients.items() if array is not None},
+            {"task": task, "split": split},
+            {"value": value, "loss": loss, "num_tokens": num_tokens},
+            {name: array for name, array in gradients.items() if array is not None},
         )
         return cls(output_dir)
 
@@ -280,52 +233,3 @@ class GradientStore:
         from .store_hub import fetch_store
 
         return fetch_store(repo_id, **options)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a store's manifest.
-
-    Raises:
-        StoreError: when there is none, or it is of another format version.
-    """
-    if not (path / MANIFEST_FILE).is_file():
-        raise StoreError(f"there is no gradient store at {path}: run `hf-tasksel collect` first")
-    manifest = read_json(path / MANIFEST_FILE)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise StoreError(
-            f"the store {path} has format version {manifest.get('format_version')}, this version reads "
-            f"{FORMAT_VERSION}"
-        )
-    return dict(manifest)
-
-
-def read_shard(path: Path) -> pa.Table:
-    """Memory-map one shard.
-
-    Raises:
-        StoreError: when it is missing or is not an Arrow stream.
-    """
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_stream(source).read_all()
-    except FileNotFoundError:
-        raise StoreError(f"the gradient store lacks the shard {path}: {REMEDY}") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"the shard {path} is damaged ({error}): {REMEDY}") from None
-
-
-def check_shard(path: Path) -> None:
-    """Raise `StoreError` when a shard is missing or its content does not have the checksum in its name."""
-    if not path.is_file():
-        raise StoreError(f"the gradient store lacks the shard {path}: {REMEDY}")
-    if not is_whole(path):
-        raise StoreError(f"the shard {path} is damaged (its checksum differs): {REMEDY}")
-
-
-def is_whole(path: Path) -> bool:
-    """Say whether a shard's content has the checksum in its name."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return path.stem.rsplit("-", 1)[1] == digest.hexdigest()[:16]

@@ -14,9 +14,11 @@ from filelock import FileLock, Timeout
 from ..distributed import barrier, distributed_rank
 from ..errors import StoreError
 from ..files import atomic_path, write_json
-from .store import (
+from .store import GradientStore
+from .store_format import (
     FORMAT_VERSION,
     MANIFEST_FILE,
+    SHARDS,
     StoreLayout,
     check_shard,
     is_whole,
@@ -25,23 +27,23 @@ from .store import (
 )
 
 LOCK_FILE = ".lock"
-ARRAY_SHARD_ROWS = 65536
 
 
 class StoreWriter:
     """Appends shards to a store and finishes it. Entering an unfinished store of the same fingerprint resumes it.
 
-    Under a distributed launch all ranks enter together; the first one holds the lock and keeps the manifest.
+    A finished one is only read: entering and finishing it again change nothing and need no right to write. Under a
+    distributed launch all ranks enter together; the first one holds the lock and keeps the manifest.
 
     Args:
         path: the store's folder.
         fingerprint: what the gradients are of.
         layout: what its columns are.
-        repair: delete damaged shards, so that their samples count as missing, instead of stopping at them.
+        repair: let the samples of damaged and lost shards count as missing, instead of stopping at them.
 
     Raises:
-        StoreError: on entering, when the folder holds a store of something else (the message names the difference) or
-            a damaged shard, cannot be written, or when another process is writing there.
+        StoreError: on entering, when the folder holds a store or shards of something else, a damaged shard, or lacks
+            one of a finished store, cannot be written, or when another process is writing there.
     """
 
     def __init__(
@@ -56,14 +58,20 @@ class StoreWriter:
             "fingerprint": fingerprint,
             **layout.to_dict(),
         }
+        self._schema = layout.schema(fingerprint)
         self._is_main = distributed_rank()[0] == 0
         self._lock = FileLock(self.path / LOCK_FILE)
 
     def __enter__(self) -> StoreWriter:
-        if self._is_main:
-            self._acquire()
+        if self._is_main and not self._is_finished():
             try:
                 self._open()
+            except OSError as error:
+                self.__exit__()
+                raise StoreError(
+                    f"cannot write the gradient store {self.path}: {error.strerror or error}; make its folder "
+                    "writable or use another output folder"
+                ) from error
             except BaseException:
                 self.__exit__()
                 raise
@@ -73,40 +81,50 @@ class StoreWriter:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def _acquire(self) -> None:
+    def _is_finished(self) -> bool:
+        """Say whether the folder holds this store, finished and whole, and take over its manifest."""
+        if not (self.path / MANIFEST_FILE).is_file():
+            return False
+        found = check_same_store(self.path, self.manifest)
+        if not found["complete"]:
+            return False
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            GradientStore(self.path)
+        except StoreError:
+            if self.repair:
+                return False
+            raise
+        self.manifest = found
+        return True
+
+    def _open(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise StoreError(
                 f"another process is writing the gradient store {self.path}: wait for it, or use another output folder"
             ) from None
-        except OSError as error:
-            raise StoreError(
-                f"cannot write the gradient store {self.path}: {error.strerror or error}; make its folder writable or "
-                "use another output folder"
-            ) from error
-
-    def _open(self) -> None:
-        if (self.path / MANIFEST_FILE).is_file():
-            check_same_store(self.path, self.manifest)
+        if self._is_finished():  # by a process that held the lock until now
+            return
         for leftover in self.path.glob(".*.tmp"):  # of a pass that was killed while it wrote
             leftover.unlink()
-        damaged = [path for path in self._shards() if not is_whole(path)]
-        if damaged and self.repair:
-            for path in damaged:
+        for path in self._shards():
+            if is_whole(path):
+                read_shard(path, self._schema)
+            elif self.repair:
                 path.unlink()
-        elif damaged:
-            check_shard(damaged[0])
+            else:
+                check_shard(path)
         write_json(self.path / MANIFEST_FILE, self.manifest)
 
     def finished_samples(self) -> np.ndarray:
         """Return the sample_idx of every row in the shards that are already there."""
-        parts = [read_shard(path)["sample_idx"].to_numpy() for path in self._shards()]
+        parts = [read_shard(path, self._schema)["sample_idx"].to_numpy() for path in self._shards()]
         return np.concatenate([*parts, np.empty(0, dtype=np.int64)])
 
     def _shards(self) -> list[Path]:
-        return sorted(self.path.glob("shard-*.arrow"))
+        return sorted(self.path.glob(SHARDS))
 
     def write(self, columns: dict[str, Any], gradients: dict[tuple[str, int], np.ndarray]) -> str:
         """Write one shard and return its file name.
@@ -116,14 +134,17 @@ class StoreWriter:
             gradients: (objective, seed) -> (rows, dim).
 
         Raises:
-            StoreError: when a gradient is not finite in the store's dtype (the message names the sample).
+            StoreError: when a gradient is not finite in the store's dtype (the message names the sample), or the
+                store was finished before.
             TaskSelectionError: when the disk is full or the folder cannot be written; finished shards stay.
         """
+        if self.manifest["complete"]:
+            raise StoreError(f"the gradient store {self.path} is finished: use another output folder, or delete it")
         arrays: dict[str, Any] = dict(columns)
         for key, name in self.layout.gradient_columns().items():
             cast = self._cast(key[0], gradients[key], columns)
             arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(cast.ravel()), cast.shape[1])
-        table = pa.table(arrays, schema=self.layout.schema())
+        table = pa.table(arrays, schema=self._schema)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
@@ -157,21 +178,29 @@ class StoreWriter:
             ranks: rank -> samples that it added in the last pass, for the record.
 
         Raises:
-            StoreError: when rows are missing or doubled.
+            StoreError: when rows are missing or doubled, or there are none.
         """
+        if self.manifest["complete"] and self.manifest["num_samples"] == num_samples:
+            return
+        if not num_samples:
+            raise StoreError(f"there are no samples for the gradient store {self.path}: it needs at least one")
         samples = self.finished_samples()
         if len(samples) != num_samples or len(np.unique(samples)) != num_samples:
             raise StoreError(
                 f"the store {self.path} should hold {num_samples} samples but holds {len(samples)} rows of "
                 f"{len(np.unique(samples))} samples: delete its folder and collect again"
             )
-        shards = [{"file": path.name, "rows": len(read_shard(path))} for path in self._shards()]
+        shards = [{"file": path.name, "rows": len(read_shard(path, self._schema))} for path in self._shards()]
         done = {"complete": True, "num_samples": num_samples, "ranks": ranks or {}, "shards": shards}
         write_json(self.path / MANIFEST_FILE, {**self.manifest, **done})
 
 
-def check_same_store(path: Path, wanted: dict[str, Any]) -> None:
-    """Raise `StoreError` naming the first difference between the store on disk and the one wanted."""
+def check_same_store(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest on disk.
+
+    Raises:
+        StoreError: naming the first difference between the store on disk and the one wanted.
+    """
     found = read_manifest(path)
     old = {**found["fingerprint"], **StoreLayout.from_manifest(found).to_dict()}
     new = {**wanted["fingerprint"], **StoreLayout.from_manifest(wanted).to_dict()}
@@ -181,49 +210,4 @@ def check_same_store(path: Path, wanted: dict[str, Any]) -> None:
                 f"the gradient store {path} is of another {key.replace('_', ' ')} ({old.get(key)}, not "
                 f"{new.get(key)}): use another output folder, or delete this one"
             )
-
-
-def write_arrays(
-    path: Path, names: dict[str, list[str]], numbers: dict[str, np.ndarray], gradients: dict[str, np.ndarray]
-) -> None:
-    """Write a whole store from columns in memory; see `GradientStore.from_arrays`."""
-    check_arrays(names, numbers, gradients)
-    if (path / MANIFEST_FILE).exists():
-        raise StoreError(f"{path} already holds a gradient store: use another folder, or delete it")
-    count, dim = next(iter(gradients.values())).shape
-    dtype = "float16" if all(g.dtype == np.float16 for g in gradients.values()) else "float32"
-    layout = StoreLayout(dim, tuple(gradients), (0,), dtype, tuple(dict.fromkeys(names["task"])))
-    with StoreWriter(path, {"source": "arrays"}, layout) as writer:
-        for start in range(0, count, ARRAY_SHARD_ROWS):
-            rows = slice(start, min(count, start + ARRAY_SHARD_ROWS))
-            given: dict[str, Any] = {**names, **numbers}
-            columns = {k: v[rows] for k, v in given.items()}
-            columns["sample_idx"] = np.arange(rows.start, rows.stop)
-            writer.write(columns, {(name, 0): g[rows] for name, g in gradients.items()})
-        writer.finish(count)
-
-
-def check_arrays(
-    names: dict[str, list[str]], numbers: dict[str, np.ndarray], gradients: dict[str, np.ndarray]
-) -> None:
-    """Raise `StoreError` for columns that cannot make up a store."""
-    if not gradients:
-        raise StoreError("from_arrays needs loss_gradient or log_odds_gradient")
-    if len({g.shape for g in gradients.values()}) != 1 or next(iter(gradients.values())).ndim != 2:
-        shapes = {name: g.shape for name, g in gradients.items()}
-        raise StoreError(f"from_arrays needs gradients of one shape (num_samples, dim), not {shapes}")
-    columns: dict[str, Any] = {**names, **numbers, **{f"{name}_gradient": g for name, g in gradients.items()}}
-    lengths = {name: len(x) for name, x in columns.items()}
-    if len(set(lengths.values())) != 1:
-        raise StoreError(f"from_arrays needs columns of one length, not {lengths}")
-    for name in columns.keys() - names.keys():
-        array = columns[name]
-        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
-        if len(bad):
-            raise StoreError(f"from_arrays: {name} of row {bad[0]} is not finite")
-    unknown = sorted(set(names["split"]) - {"train", "dev"})
-    if unknown:
-        raise StoreError(f"from_arrays: split {unknown[0]!r} is neither 'train' nor 'dev'")
-    empty = np.flatnonzero(numbers["num_tokens"] < 1)
-    if len(empty):
-        raise StoreError(f"from_arrays: num_tokens of row {empty[0]} is below 1")
+    return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,12 +115,137 @@ def test_a_damaged_shard_is_named_and_only_its_samples_are_done_again_when_asked
     assert second.stat().st_mtime_ns == untouched
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_a_missing_shard_is_named_and_only_its_samples_are_done_again_when_asked(tmp_path):
     make(tmp_path / "s", [0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
     shard = sorted((tmp_path / "s").glob("*.arrow"))[0]
     shard.unlink()
-    with pytest.raises(StoreError, match=rf"lacks the shard .*{shard.name}"):
+    for refused in (lambda: GradientStore(tmp_path / "s"), writer(tmp_path / "s").__enter__):
+        with pytest.raises(StoreError, match=rf"lacks the shard .*{shard.name}.*collect CONFIG --repair"):
+            refused()
+    with writer(tmp_path / "s", repair=True) as store:
+        assert store.finished_samples().tolist() == [5, 6, 7, 8, 9]
+        store.write(columns([0, 1, 2, 3, 4]), gradients([0, 1, 2, 3, 4]))
+        store.finish(COUNT)
+    assert len(GradientStore(tmp_path / "s")) == COUNT
+
+
+def test_shards_of_something_else_are_not_taken_for_ones_own(tmp_path):
+    make(tmp_path / "s", list(range(10)))
+    (tmp_path / "s" / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="is of another model, adapter, projection or data"):
+        writer(tmp_path / "s", base="y").__enter__()
+    with writer(tmp_path / "s") as same:
+        same.finish(COUNT)
+    assert len(GradientStore(tmp_path / "s")) == COUNT
+
+
+def test_a_shard_of_another_store_is_found_on_opening(tmp_path):
+    make(tmp_path / "s", list(range(10)))
+    with writer(tmp_path / "other", base="y") as other:
+        other.write(columns(list(range(10))), gradients(list(range(10))))
+        other.finish(COUNT)
+    for path in (tmp_path / "s").iterdir():
+        path.unlink()
+    for path in (tmp_path / "other").glob("*.arrow"):
+        shutil.copy(path, tmp_path / "s")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    manifest["fingerprint"]["base_model"] = "x"
+    (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="is of another model, adapter, projection or data"):
         GradientStore(tmp_path / "s")
+
+
+def drop(key: str) -> Callable[[dict], Any]:
+    return lambda manifest: {k: v for k, v in manifest.items() if k != key}
+
+
+def put(key: str, value: Any) -> Callable[[dict], Any]:
+    return lambda manifest: {**manifest, key: value}
+
+
+def with_rows(rows: int) -> Callable[[dict], Any]:
+    return lambda manifest: {**manifest, "num_samples": rows, "shards": [{**manifest["shards"][0], "rows": rows}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: [], "damaged .*a list where a mapping should be"),
+        (lambda manifest: {}, "damaged .*format_version is missing"),
+        (put("format_version", 1), "has format version 1, this version reads 2: delete it and collect again"),
+        (drop("shards"), "damaged .*shards is missing"),
+        (drop("seeds"), "damaged .*seeds is missing"),
+        (drop("fingerprint"), "damaged .*fingerprint is missing"),
+        (put("seeds", [[0]]), "damaged .*seeds are not all int"),
+        (put("task_names", "abc"), "damaged .*task_names is not a list"),
+        (put("shards", []), "damaged .*0 rows for 10 samples"),
+        (put("shards", ["x"]), "damaged .*a str where a mapping should be"),
+        (put("shards", [{"file": "../other", "rows": 10}]), "damaged .*'../other' is not the name of a shard"),
+        (put("dim", 0), "damaged .*of dim 1 or more"),
+        (put("dtype", "int8"), "damaged .*int8"),
+        (put("dim", 5), "shard .* is of another"),
+        (put("dtype", "float32"), "shard .* is of another"),
+        (put("seeds", [7]), "shard .* is of another"),
+        (put("task_names", ["a", "b"]), "shard .* is of another"),
+        (with_rows(9), "has 10 rows, not 9 as the manifest says"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_one_sentence(change, message, tmp_path):
+    make(tmp_path / "s", list(range(10)))
+    file = tmp_path / "s" / "manifest.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(StoreError, match=message):
+        GradientStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe"])
+def test_a_manifest_that_cannot_be_read_is_one_sentence_and_the_shards_are_kept(content, tmp_path):
+    make(tmp_path / "s", list(range(10)))
+    (tmp_path / "s" / "manifest.json").write_bytes(content)
+    for refused in (lambda: GradientStore(tmp_path / "s"), writer(tmp_path / "s").__enter__):
+        with pytest.raises(StoreError, match=r"damaged .*delete it and collect again, which keeps the shards"):
+            refused()
+    (tmp_path / "s" / "manifest.json").unlink()
+    with writer(tmp_path / "s") as store:
+        assert len(store.finished_samples()) == COUNT
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def test_a_finished_store_is_left_as_it_is(tmp_path):
+    make(tmp_path / "s", list(range(10)))
+    before = contents(tmp_path / "s")
+    with writer(tmp_path / "s") as again:
+        GradientStore(tmp_path / "s")  # readers notice nothing
+        assert len(again.finished_samples()) == COUNT
+        with pytest.raises(StoreError, match="is finished: use another output folder"):
+            again.write(columns([10]), gradients([10]))
+        again.finish(COUNT, {"0": 0})
+    assert contents(tmp_path / "s") == before
+
+
+def test_a_finished_store_needs_no_lock(tmp_path, monkeypatch):
+    make(tmp_path / "s", list(range(10)))
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with writer(tmp_path / "s") as again:
+        again.finish(COUNT)
+
+
+def test_a_leftover_that_cannot_be_removed_is_one_sentence(tmp_path):
+    (tmp_path / "s" / ".shard-0.tmp").mkdir(parents=True)  # unlink refuses folders, whoever asks
+    with pytest.raises(StoreError, match="cannot write the gradient store"):
+        writer(tmp_path / "s").__enter__()
+
+
+def test_a_store_of_no_samples_is_refused(tmp_path):
+    with writer(tmp_path / "s") as store, pytest.raises(StoreError, match="it needs at least one"):
+        store.finish(0)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +277,8 @@ def test_a_second_writer_is_refused_while_the_first_is_at_work(tmp_path):
 
 
 def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path):
-    make(tmp_path / "s", list(range(10)))
+    with writer(tmp_path / "s") as store:
+        store.write(columns([0]), gradients([0]))
     (tmp_path / "s" / ".shard-000000005-0.arrow.123.tmp").write_bytes(b"half")
     with writer(tmp_path / "s"):
         assert not list((tmp_path / "s").glob(".*.tmp"))
@@ -176,40 +305,6 @@ def test_blocks_read_the_same_rows_shard_by_shard(tmp_path):
     for rows, block in store.blocks("loss"):
         found[rows] = block
     np.testing.assert_array_equal(found, np.arange(COUNT)[:, None] * np.arange(1, DIM + 1))
-
-
-def arrays(**changes: Any) -> dict[str, Any]:
-    ids = list(range(10))
-    given = {k: v for k, v in columns(ids).items() if k != "sample_idx"}
-    return {**given, "loss_gradient": np.ones((10, DIM)), **changes}
-
-
-def test_own_gradients_make_a_store(tmp_path):
-    own = np.random.default_rng(0).normal(size=(10, DIM))
-    store = GradientStore.from_arrays(tmp_path / "s", **arrays(loss_gradient=own, log_odds_gradient=-own))
-    np.testing.assert_allclose(store.gradients("loss"), own, rtol=1e-6)
-    np.testing.assert_allclose(store.gradients("log_odds"), -own, rtol=1e-6)
-    assert store.task.tolist() == [f"tâche {i % 2}" for i in range(10)]
-    assert store.num_tokens.tolist() == list(range(1, 11))
-    with pytest.raises(StoreError, match="already holds a gradient store"):
-        GradientStore.from_arrays(tmp_path / "s", **arrays())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss_gradient": None}, "needs loss_gradient or log_odds_gradient"),
-        ({"log_odds_gradient": np.ones((10, 9))}, "gradients of one shape"),
-        ({"loss": np.ones(9)}, "columns of one length"),
-        ({"value": np.where(np.arange(10) == 6, np.nan, 1.0)}, "value of row 6 is not finite"),
-        ({"split": ["train"] * 9 + ["test"]}, "split 'test' is neither"),
-        ({"num_tokens": np.arange(10)}, "num_tokens of row 0 is below 1"),
-    ],
-)
-def test_arrays_that_make_no_store_are_refused(changes, message, tmp_path):
-    with pytest.raises(StoreError, match=message):
-        GradientStore.from_arrays(tmp_path / "s", **arrays(**changes))
-    assert not list(tmp_path.glob("s/*.arrow"))
 
 
 def test_no_store_is_one_sentence(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ import pytest
 
 import gradient_worker
 from hf_tasksel import GradientStore
+from hf_tasksel.errors import StoreError
+from model_zoo import lora_model
 
 Start = Callable[..., Any]
 
@@ -111,6 +114,20 @@ def test_a_read_only_folder_is_one_sentence(start, tmp_path):
     message = error_of(start, gradient_worker.collect_without_privileges, tmp_path / "s")
     assert "cannot write the gradient store" in message
     assert "Permission denied; make its folder writable or use another output folder" in message
+
+
+def test_a_finished_store_is_opened_again_in_a_read_only_folder(start, unbroken, tmp_path):
+    shutil.copytree(unbroken.path, tmp_path / "s")
+    (tmp_path / "s").chmod(0o555)
+    process = start(gradient_worker.collect_without_privileges, tmp_path / "s", None)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    assert GradientStore(tmp_path / "s").manifest == unbroken.manifest
+
+
+def test_a_pass_with_another_scaling_does_not_go_on_with_the_store(unbroken):
+    with pytest.raises(StoreError, match="is of another adapter"):
+        gradient_worker.collect(unbroken.path, lora_model("llama", lora_alpha=400))
 
 
 def test_two_processes_in_one_folder_are_told_apart(start, unbroken, tmp_path):
