@@ -22,6 +22,7 @@ def upload(
     repo_id: str,
     *,
     patterns: Sequence[str],
+    replaced: Sequence[str] = (),
     commit_message: str,
     repo_type: str = "model",
     private: bool = True,
@@ -34,6 +35,8 @@ def upload(
     Args:
         folder: what to upload from; checkpoints and hidden files stay.
         repo_id: `user/name`; a bare name goes to the logged-in user.
+        patterns: which files to upload.
+        replaced: which files of the repository to delete in the same commit, unless they are uploaded again.
         private: whether a new repository is private.
         revision, create_pr: branch to commit to, or open a pull request instead.
         api: a client of your own (endpoint, token).
@@ -56,6 +59,7 @@ def upload(
                 repo_type=repo_type,
                 folder_path=folder,
                 allow_patterns=list(patterns),
+                delete_patterns=list(replaced) or None,
                 ignore_patterns=["checkpoint-*", ".*"],
                 revision=revision,
                 create_pr=create_pr,

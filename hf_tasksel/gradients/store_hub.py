@@ -10,9 +10,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from ..errors import StoreError
 from ..files import atomic_path
 from ..hub_upload import one_sentence, upload, with_retries
-from .store import MANIFEST_FILE, GradientStore
+from .store import GradientStore
+from .store_format import MANIFEST_FILE, SHARDS
 
-UPLOADED = ["shard-*.arrow", MANIFEST_FILE, "README.md"]
+UPLOADED = [SHARDS, MANIFEST_FILE, "README.md"]
 CARD = """
 # Projected per-sample gradients
 
@@ -34,6 +35,8 @@ Rows hold numbers about samples, not their text; still, gradients say something 
 def push_store(store: GradientStore, repo_id: str, **options: Any) -> str:
     """Upload a store as a dataset repository, private unless said otherwise; returns the commit's address.
 
+    Shards of a store that was pushed there before are deleted in the same commit.
+
     Args:
         store: a finished store.
         repo_id, options: as in `hub_upload.upload` (private, revision, create_pr, commit_message, api).
@@ -42,7 +45,7 @@ def push_store(store: GradientStore, repo_id: str, **options: Any) -> str:
         TaskSelectionError: as `hub_upload.upload`.
     """
     data = DatasetCardData(
-        tags=["hf_tasksel", "gradients"], configs=[{"config_name": "default", "data_files": "*.arrow"}]
+        tags=["hf_tasksel", "gradients"], configs=[{"config_name": "default", "data_files": SHARDS}]
     )
     text = CARD.format(
         rows=len(store),
@@ -53,7 +56,7 @@ def push_store(store: GradientStore, repo_id: str, **options: Any) -> str:
     with atomic_path(store.path / "README.md") as temporary:
         temporary.write_text(str(DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")), encoding="utf-8")
     options = {"commit_message": "Gradient store", **options}
-    return upload(store.path, repo_id, patterns=UPLOADED, repo_type="dataset", **options)
+    return upload(store.path, repo_id, patterns=UPLOADED, replaced=[SHARDS], repo_type="dataset", **options)
 
 
 def fetch_store(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from datasets import load_dataset
@@ -10,6 +12,7 @@ from huggingface_hub import HfApi
 import gradient_worker
 from hf_tasksel import GradientStore
 from hf_tasksel.errors import StoreError, TaskSelectionError
+from hf_tasksel.estimation.statistics import token_statistics
 
 
 @pytest.fixture
@@ -35,6 +38,36 @@ def test_a_store_is_pushed_and_fetched(store, hub, api, tmp_path):
         assert (tmp_path / "fetched" / shard).read_bytes() == (store.path / shard).read_bytes()
     np.testing.assert_array_equal(again.gradients(), store.gradients())
     assert again.fingerprint == store.fingerprint
+
+
+def own_store(folder: Path, count: int) -> GradientStore:
+    """Return a store of `count` rows whose gradients are all `count`."""
+    numbers = {name: np.ones(count) for name in ("value", "loss", "num_tokens")}
+    names = {"task": ["a"] * count, "split": ["train"] * count}
+    return GradientStore.from_arrays(folder, **names, **numbers, loss_gradient=np.full((count, 4), count))
+
+
+def test_a_second_push_replaces_the_first_in_one_commit(hub, api, tmp_path):
+    own_store(tmp_path / "old", 5).push_to_hub("tester/gradients", api=api)
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="tester/gradients", repo_type="dataset")
+    new = own_store(tmp_path / "new", 3)
+    for _ in range(2):  # pushed again without a change, it keeps its shards
+        new.push_to_hub("tester/gradients", api=api)
+        files = hub.files("tester/gradients", "dataset")
+        assert {name for name in files if name.endswith(".arrow")} == {s["file"] for s in new.manifest["shards"]}
+        assert files["notes.txt"] == b"mine"
+    api.snapshot_download("tester/gradients", repo_type="dataset", local_dir=tmp_path / "fetched")
+    rows = load_dataset(str(tmp_path / "fetched"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["loss_gradient"][:] == [[3.0] * 4] * 3
+
+
+def test_sums_that_are_kept_beside_the_shards_stay_at_home(hub, api, tmp_path):
+    store = own_store(tmp_path / "s", 3)
+    token_statistics(store)
+    assert list((tmp_path / "s" / "statistics").iterdir())
+    store.push_to_hub("tester/gradients", api=api)
+    assert not [name for name in hub.files("tester/gradients", "dataset") if "statistics" in name]
+    assert len(GradientStore(tmp_path / "s")) == 3
 
 
 def test_datasets_opens_a_fetched_store_by_its_card(store, hub, api, tmp_path):
