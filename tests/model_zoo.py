@@ -93,8 +93,32 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
         t.ModernBertForSequenceClassification,
         {**BERT_LIKE, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
     ),
+    "gpt2_classifier": (t.GPT2Config, t.GPT2ForSequenceClassification, {**GPT2_LIKE, "num_labels": 3}),
+    "llama_classifier": (t.LlamaConfig, t.LlamaForSequenceClassification, {**LLAMA_LIKE, "num_labels": 3}),
+    "t5_classifier": (
+        t.T5Config,
+        t.T5ForSequenceClassification,
+        {**T5_LIKE, "pad_token_id": 0, "eos_token_id": 2, "num_labels": 3},
+    ),
+    "bart_classifier": (
+        t.BartConfig,
+        t.BartForSequenceClassification,
+        {
+            **SHARED,
+            "d_model": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 24,
+            "decoder_ffn_dim": 24,
+            "decoder_start_token_id": 2,
+            "num_labels": 3,
+        },
+    ),
 }
-CLASSIFIERS = ("bert", "roberta", "albert", "modernbert")
+ENCODERS = ("bert", "roberta", "albert", "modernbert")
+CLASSIFIERS = (*ENCODERS, "gpt2_classifier", "llama_classifier", "t5_classifier", "bart_classifier")
 ENCODER_DECODERS = ("t5", "flan_t5")
 DECODERS = tuple(name for name in FAMILIES if name not in CLASSIFIERS + ENCODER_DECODERS)
 
@@ -142,7 +166,7 @@ def sample_rows(family: str, count: int = 4) -> list[dict[str, torch.Tensor]]:
     for i in range(count):
         ids = torch.randint(3, VOCABULARY, (5 + 2 * i,), generator=generator)
         if family in CLASSIFIERS:
-            labels = torch.tensor(i % 3)
+            labels, ids[-1] = torch.tensor(i % 3), 2  # BART and T5 read the class at the end of the text
         elif family in ENCODER_DECODERS:
             labels = torch.randint(3, VOCABULARY, (3 + i,), generator=generator)
         else:

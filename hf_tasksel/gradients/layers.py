@@ -59,7 +59,8 @@ def lora_embedding(module: LoraEmbedding, names: Mapping[int, str]) -> LayerGrad
         return None
 
     def compute(ids: Tensor, grad: Tensor) -> Iterator[tuple[str, Tensor]]:
-        for adapter, (name_a, name_b) in factors.items():
+        for adapter in (a for a in module.active_adapters if a in factors):  # gradients of the others are zero
+            name_a, name_b = factors[adapter]
             a, b = module.lora_embedding_A[adapter].detach(), module.lora_embedding_B[adapter].detach()
             g = grad * embedding_scale(module, adapter, grad)
             yield name_b, torch.einsum("btd,btr->bdr", g, a.t()[ids].to(g.dtype))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, ModelError
 from .layers import HANDLERS, LayerGradients
-from .model import WRAPPERS, is_sharded
+from .model import WRAPPERS, is_sharded, trainable_parameters
 
 UNSEEN = (ParamWrapper, MultiheadAttention)  # their lora_A and lora_B are never called as layers
 
@@ -42,6 +42,12 @@ def trainable_shapes(model: nn.Module) -> dict[str, Any]:
     return {names[id(p)]: p.shape for p in model.parameters() if p.requires_grad}
 
 
+def owned(model: nn.Module) -> list[tuple[int, int]]:
+    """Return (id of a module, id of a parameter) for each trainable parameter in each module that holds it itself."""
+    pairs = ((m, p) for m in model.modules() for p in m.parameters(recurse=False))
+    return [(id(m), id(p)) for m, p in pairs if p.requires_grad]
+
+
 class PerSampleGradients:
     """Context manager that sends per-sample gradients to a sink during each backward pass.
 
@@ -59,7 +65,7 @@ class PerSampleGradients:
 
     Raises:
         ModelError: when a trainable parameter has no exact handler (DoRA, biases outside LoRA, norms, merged adapters,
-            expert parameters), naming it.
+            expert parameters), naming it, also when only one of the modules that share it has none (tied heads).
         DataError: in the backward pass, when a layer saw something else than one sample per row.
     """
 
@@ -73,17 +79,16 @@ class PerSampleGradients:
         self._frozen: list[nn.Parameter] = []
 
     def __enter__(self) -> PerSampleGradients:
-        trainable = {id(p): p for p in self.model.parameters() if p.requires_grad}
-        covered: set[int] = set()
+        covered: set[tuple[int, int]] = set()
         try:
             for name, module in self.model.named_modules():
                 covered |= self._attach(name, module)
-            self._refuse_uncovered([self.names[i] for i in trainable if i not in covered])
+            self._refuse_uncovered(covered)
         except BaseException:
             self.__exit__()
             raise
         if not is_sharded(self.model):
-            self._frozen = list(trainable.values())
+            self._frozen = trainable_parameters(self.model)
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
         return self
@@ -101,7 +106,8 @@ class PerSampleGradients:
         self._batch_size = len(inputs["labels"])
         self._lengths = {x.shape[1] for x in inputs.values() if x.dim() == 2}
 
-    def _attach(self, name: str, module: nn.Module) -> set[int]:
+    def _attach(self, name: str, module: nn.Module) -> set[tuple[int, int]]:
+        """Hook a module and return what that covers, as (id of the module that holds it, id of the parameter)."""
         if isinstance(module, LoraLayer) and (module.merged or module.disable_adapters):
             raise ModelError(f"the adapter of {name!r} is merged or disabled: unmerge and enable it first")
         if isinstance(module, UNSEEN) and any(p.requires_grad for p in module.parameters()):
@@ -114,7 +120,7 @@ class PerSampleGradients:
         if layer is None:
             return set()
         self._handles.append(module.register_forward_hook(partial(self._watch, name, layer)))
-        return layer.covered
+        return {pair for pair in owned(module) if pair[1] in layer.covered}
 
     def _watch(self, name: str, layer: LayerGradients, _: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Forward hook: send the layer's gradients to the sink as soon as the gradient of its output is known."""
@@ -137,12 +143,18 @@ class PerSampleGradients:
             return x.reshape(self._batch_size, -1, *features)
         if x.dim() == 2 and x.shape[0] in {self._batch_size * length for length in self._lengths}:  # as in OPT
             return x.reshape(self._batch_size, -1, *features)
+        if x.shape[0] == 1:
+            raise DataError(
+                f"layer {name!r} is computed once for all samples of a batch, as position embeddings are: gradients "
+                "need one row per sample, so leave it out of target_modules"
+            )
         raise DataError(
             f"layer {name!r} saw {x.shape[0]} rows in a batch of {self._batch_size} samples: gradients need one "
             "sample per row, so packed and padding-free batches and adapters on routed experts are refused"
         )
 
-    def _refuse_uncovered(self, names: list[str]) -> None:
+    def _refuse_uncovered(self, covered: set[tuple[int, int]]) -> None:
+        names = [self.names[p] for module, p in owned(self.model) if (module, p) not in covered]
         if names:
             raise ModelError(
                 f"no exact per-sample gradient for {len(names)} trainable parameters such as {names[0]!r}: use LoRA "

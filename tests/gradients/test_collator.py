@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq
 
@@ -123,11 +124,26 @@ def test_values_are_the_models_losses_and_log_odds(model, tokenizer, rows, tmp_p
 
 
 def test_fresh_adapter_is_refused(tokenizer, rows, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
     fresh = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules="all-linear"))
     with pytest.raises(ModelError, match="fresh"):
         collect(fresh, tokenizer, rows, tmp_path / "s")
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "q_proj"]])
+def test_fresh_adapters_of_embeddings_are_refused(tokenizer, rows, tmp_path, targets):
+    fresh = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=targets))
+    with pytest.raises(ModelError, match="fresh"):
+        collect(fresh, tokenizer, rows, tmp_path / "s")
+
+
+def test_untrained_layers_of_a_trained_adapter_are_named_once(tokenizer, rows, tmp_path):
+    model = trained_lora(tiny_llama())
+    for name, parameter in model.named_parameters():
+        if "q_proj.lora_B" in name:
+            torch.nn.init.zeros_(parameter)
+    with pytest.warns(UserWarning, match=r"2 of 14 layers .* such as '.*layers\.0.*q_proj\.lora_B") as said:
+        collect(model, tokenizer, rows, tmp_path / "s")
+    assert len([w for w in said if "untrained" in str(w.message)]) == 1
 
 
 def test_model_without_lora_is_refused(tokenizer, rows, tmp_path):

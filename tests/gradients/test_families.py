@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from hf_tasksel.errors import DataError, ModelError
 from hf_tasksel.gradients.collator import GradientCollator
 from model_zoo import (
-    CLASSIFIERS,
     DECODERS,
     ENCODER_DECODERS,
+    ENCODERS,
     FAMILIES,
     base_model,
     collate,
@@ -79,13 +80,33 @@ def test_gradients_do_not_depend_on_padding_or_on_the_other_samples(family):
         assert error < PRECISION.get(family, 1e-10)
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", [*DECODERS, "gpt2_classifier", "llama_classifier"])
 def test_gradients_do_not_depend_on_the_side_of_padding(family):
     # in float64 transformers' eager attention gives NaN for rows that are padded on the left
     model, rows = lora_model(family, torch.float32), sample_rows(family)
     right, left = (engine_gradients(model, collate(rows, side)) for side in ("right", "left"))
     for objective in OBJECTIVES:
         assert relative_error(left[objective], right[objective]) < 1e-4
+
+
+def test_inputs_of_relative_positions_may_be_padded_on_the_left():
+    model, rows = lora_model("t5", torch.float32), sample_rows("t5")
+    right = collate(rows)
+    found = engine_gradients(model, {**collate(rows, "left"), "labels": right["labels"]})
+    expected = engine_gradients(model, right)
+    for objective in OBJECTIVES:
+        assert relative_error(found[objective], expected[objective]) < 1e-4
+
+
+@pytest.mark.parametrize("family", [*ENCODERS, "t5_classifier", "bart_classifier"])
+def test_padding_on_the_left_is_refused_where_it_changes_the_result(family):
+    with pytest.raises(DataError, match=r"the inputs are padded on the left.*: pad on the right"):
+        engine_gradients(lora_model(family), collate(sample_rows(family), "left"))
+
+
+def test_labels_of_encoder_decoders_padded_on_the_left_are_refused():
+    with pytest.raises(DataError, match=r"the labels are padded on the left.* t5 model.*: pad on the right"):
+        engine_gradients(lora_model("t5"), collate(sample_rows("t5"), "left"))
 
 
 LORA_KINDS: dict[str, dict[str, Any]] = {
@@ -120,6 +141,25 @@ def test_biases_of_linear_layers_are_exact():
     model = lora_model("qwen2", bias="all")
     assert any(name.endswith("base_layer.bias") and p.requires_grad for name, p in model.named_parameters())
     assert worst_error(model, "qwen2") < 1e-10
+
+
+def test_tied_adapters_of_embedding_and_head_are_exact():
+    targets, tied = ["embed_tokens", "lm_head", "q_proj"], {"tie_word_embeddings": True}
+    model = lora_model("llama", config=tied, target_modules=targets, ensure_weight_tying=True)
+    rows = sample_rows("llama")
+    found = engine_gradients(model, collate(rows))
+    for objective in OBJECTIVES:
+        assert relative_error(found[objective], autograd_loop(model.eval(), rows, objective)) < 1e-10
+
+
+def test_adapters_that_are_trainable_but_not_active_have_zero_gradients():
+    model = lora_model("llama", target_modules=["embed_tokens", "q_proj"])
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+    randomised(model).double()
+    for name, parameter in model.named_parameters():
+        if "second" in name:
+            parameter.requires_grad_(True)
+    assert worst_error(model, "llama") < 1e-10
 
 
 def test_scaled_embeddings_are_exact():
@@ -168,7 +208,6 @@ def test_a_bfloat16_base_with_a_float32_adapter_is_close():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_bases_are_exact_for_their_own_weights(bits, tmp_path):
     pytest.importorskip("bitsandbytes")
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     base_model("llama", torch.float32, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
@@ -202,7 +241,6 @@ def test_what_cannot_be_exact_is_refused_by_name():
 
 
 def test_adapters_on_expert_parameters_are_refused():
-    from peft import LoraConfig, get_peft_model
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
@@ -211,6 +249,28 @@ def test_adapters_on_expert_parameters_are_refused():
     experts = MixtralForCausalLM(MixtralConfig(**values, **heads))
     config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"])
     assert "no exact per-sample gradient" in refused(randomised(get_peft_model(experts, config)))
+
+
+def test_trained_weights_that_another_module_shares_are_refused():
+    tied = {"tie_word_embeddings": True}
+    saved = lora_model("llama", config=tied, modules_to_save=["lm_head"], ensure_weight_tying=True)
+    assert "embed_tokens" in refused(saved)
+    thawed = lora_model("llama", config=tied, target_modules=["q_proj"])
+    thawed.get_base_model().lm_head.weight.requires_grad_(True)
+    assert "embed_tokens" in refused(thawed)
+
+
+def test_adapters_on_position_embeddings_that_all_samples_share_are_refused():
+    model = lora_model("gpt2", target_modules=["wpe", "c_attn"])
+    assert "wpe' is computed once for all samples" in refused(model, "gpt2")
+
+
+def test_encoder_decoders_that_do_not_say_what_the_decoder_reads_are_refused():
+    model, rows = lora_model("t5"), sample_rows("t5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(type(model.get_base_model()), "prepare_decoder_input_ids_from_labels")
+        with pytest.raises(ModelError, match="T5ForConditionalGeneration does not say what its decoder reads"):
+            engine_gradients(model, collate(rows))
 
 
 def test_regression_and_several_labels_are_refused():
@@ -248,4 +308,4 @@ def test_the_pass_leaves_the_model_as_it_was():
 
 def test_the_families_are_those_that_were_promised():
     assert len(DECODERS) + len(ENCODER_DECODERS) >= 12
-    assert len(CLASSIFIERS) == 4
+    assert len(ENCODERS) == 4
