@@ -1,6 +1,6 @@
 """A process that runs a gradient pass on a tiny model: for tests that kill it, crowd it or spread it over ranks.
 
-torchrun --nproc_per_node 2 gradient_worker.py FOLDER [ddp|fsdp|plain] [STOP_AFTER_BATCHES]
+torchrun --nproc_per_node 2 gradient_worker.py FOLDER [ddp|fsdp|plain|crowded] [STOP_AFTER_BATCHES]
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from torch import distributed
 
 from hf_tasksel.errors import TaskSelectionError
+from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.gradients.collator import GradientCollator
 from hf_tasksel.gradients.store import GradientStore
 from model_zoo import VOCABULARY, collate, lora_model
 
+OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 FEATURES = Features(
     {
         "input_ids": [Value("int64")],
@@ -50,11 +52,15 @@ def tokenized_rows(count: int = 60) -> Dataset:
 
 
 def collect(
-    folder: str | Path, model: Any = None, before_batch: Callable[[int], None] = lambda number: None, **options: Any
+    folder: str | Path,
+    model: Any = None,
+    before_batch: Callable[[int], None] = lambda number: None,
+    dtype: str = "float32",
+    **options: Any,
 ) -> GradientStore:
     """Collect exact gradients with small batches and shards; `before_batch` is called with 0, 1, 2 …"""
     torch.set_num_threads(1)
-    collator = GradientCollator(collate, projection="identity", dtype="float32")
+    collator = GradientCollator(collate, projection="identity", dtype=dtype)
     attach, numbers = collator.attach, itertools.count()
 
     def attach_and_count(*arguments: Any) -> Any:
@@ -131,9 +137,24 @@ def collect_with_pause(folder: Path) -> None:
     collect(folder, before_batch=wait)
 
 
+def running_out_above(limit: int, tried: list[int]) -> Callable[[AttachedModel, dict[str, Any]], Any]:
+    """Return `AttachedModel.gradients`, but for memory that suffices for `limit` samples; notes the sizes tried."""
+    compute = AttachedModel.gradients
+
+    def gradients(self: AttachedModel, batch: dict[str, Any]) -> Any:
+        tried.append(len(batch["labels"]))
+        if tried[-1] > limit:
+            raise RuntimeError(OUT_OF_MEMORY)
+        return compute(self, batch)
+
+    return gradients
+
+
 def main(folder: str, kind: str = "plain", stop_after: str = "1000") -> None:
-    """Run one rank; it ends at once before batch number `stop_after`."""
+    """Run one rank; it ends at once before batch number `stop_after`. If crowded, rank 1 has little memory."""
     distributed.init_process_group("gloo")
+    if kind == "crowded" and distributed.get_rank() == 1:
+        AttachedModel.gradients = running_out_above(2, [])  # type: ignore[method-assign]
     # batches of 5: their number does not divide by the number of ranks
     stop = lambda number: os._exit(1) if number == int(stop_after) else None  # noqa: E731
     collect(folder, wrapped(kind), stop, batch_size=5)

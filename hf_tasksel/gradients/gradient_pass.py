@@ -15,11 +15,11 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 
 from ..distributed import barrier, distributed_rank, gather_lists
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError
 from ..fingerprints import data_fingerprint, model_fingerprint
 from ..progress import progress_bar
 from .attached import AttachedModel, GradientBatch
-from .model import is_sharded, unwrap
+from .model import is_sharded, out_of_memory, unwrap
 from .samples import SampleTable, plan_batches
 from .self_check import check_against_autograd
 from .store import GradientStore
@@ -27,6 +27,8 @@ from .store_writer import StoreWriter
 
 if TYPE_CHECKING:
     from .collator import GradientCollator
+
+COARSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def collect_gradients(
                 if len(columns["sample_idx"]):
                     writer.write(columns, gradients)
                     mine += len(columns["sample_idx"])
+        work.warn()
         shares = dict(gather_lists([(str(rank), mine)]))  # also waits for every rank
         if rank == 0:
             writer.finish(len(rows), shares)
@@ -94,7 +97,11 @@ def collect_gradients(
 
 
 class GradientPass:
-    """One rank's part of a pass: computes batches, and makes them smaller when memory runs out."""
+    """One rank's part of a pass: computes batches, and makes them smaller when memory runs out.
+
+    The work is dealt out by `options` alone, which all ranks share; `batch_size` and `tokens_per_batch` are what this
+    rank's memory suffices for, and cut its own batches into pieces.
+    """
 
     def __init__(
         self, collator: GradientCollator, attached: AttachedModel, rows: SampleTable, options: PassOptions
@@ -102,9 +109,11 @@ class GradientPass:
         self.collator = collator
         self.attached = attached
         self.rows = rows
+        self.options = options
         self.batch_size = options.batch_size
         self.tokens_per_batch = options.tokens_per_batch
         self.sharded = is_sharded(attached.model)
+        self.coarse: list[int] = []  # positions of samples whose gradients the store's dtype rounds by too much
 
     def run(
         self, positions: np.ndarray, advance: Callable[[int], None]
@@ -118,7 +127,8 @@ class GradientPass:
         """
         rank, world_size = distributed_rank()
         fair = -(-len(positions) // world_size)
-        batches = plan_batches(positions, self.rows.lengths, min(self.batch_size, fair), self.tokens_per_batch)
+        options = self.options
+        batches = plan_batches(positions, self.rows.lengths, min(options.batch_size, fair), options.tokens_per_batch)
         mine = batches[rank::world_size]
         done, results = self._compute(mine, advance)
         if self.sharded and len(mine) < -(-len(batches) // world_size):
@@ -145,7 +155,7 @@ class GradientPass:
         return done, results
 
     def _batch(self, batch: np.ndarray) -> GradientBatch | None:
-        """Compute one batch; when memory runs out, halve the limits for what follows and return None."""
+        """Compute one batch; when memory runs out, halve this rank's limits and return None."""
         try:
             return self.attached.gradients(self.collator([self.rows.feature(p) for p in batch]))
         except RuntimeError as error:
@@ -154,18 +164,26 @@ class GradientPass:
         # outside of the handler, whose traceback would keep the batch's tensors alive
         clear_device_cache(garbage_collection=True)
         if len(batch) == 1:
-            raise ModelError(
-                f"memory runs out for {self.rows.describe(int(batch[0]))} alone: lower max_length, switch activation "
-                "checkpointing on, or use a smaller dtype"
-            )
+            raise out_of_memory(self.rows.describe(int(batch[0])))
         self.batch_size = len(batch) // 2
         self.tokens_per_batch = len(batch) * int(self.rows.lengths[batch].max()) // 2
-        warnings.warn(
-            f"memory ran out with {len(batch)} samples: going on with at most {self.batch_size} samples and "
-            f"{self.tokens_per_batch} tokens a batch",
-            stacklevel=2,
-        )
         return None
+
+    def warn(self) -> None:
+        """Say, once at the end of a pass, that memory ran out and that gradients were rounded by too much."""
+        if self.batch_size < self.options.batch_size:
+            warnings.warn(
+                f"memory ran out, so batches were halved down to at most {self.batch_size} samples and "
+                f"{self.tokens_per_batch} tokens: set gradients.batch_size or gradients.tokens_per_batch to that",
+                stacklevel=3,
+            )
+        if self.coarse:
+            warnings.warn(
+                f"{self.collator.dtype} rounds the gradients of {len(self.coarse)} samples by more than "
+                f"{COARSE:.0%}, such as {self.rows.describe(self.coarse[0])}: their entries are too small for it, so "
+                "set gradients.dtype to float32 if they matter",
+                stacklevel=3,
+            )
 
     def _shard(
         self, batches: list[np.ndarray], results: list[GradientBatch]
@@ -181,4 +199,14 @@ class GradientPass:
         for objective in self.collator.objectives:
             sketches = torch.cat([r.gradients[objective] for r in results], dim=1).cpu().numpy()
             gradients |= {(objective, seed): sketch for seed, sketch in zip(seeds, sketches, strict=True)}
+        too_coarse = np.any([is_coarse(sketch, self.collator.dtype) for sketch in gradients.values()], axis=0)
+        self.coarse += positions[too_coarse].tolist()
         return columns, gradients
+
+
+def is_coarse(gradients: np.ndarray, dtype: str) -> np.ndarray:
+    """Say of each row (rows, dim) whether a dtype changes it by more than `COARSE` of its norm: (rows,)."""
+    with np.errstate(over="ignore"):
+        lost = gradients - gradients.astype(dtype).astype(gradients.dtype)
+    result: np.ndarray = np.linalg.norm(lost, axis=1) > COARSE * np.linalg.norm(gradients, axis=1)
+    return result

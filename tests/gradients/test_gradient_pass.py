@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from hf_tasksel.errors import ConfigError, ModelError
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.gradients.samples import plan_batches
 from model_zoo import lora_model
-
-OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +72,38 @@ def test_batches_hold_every_sample_once_within_their_limits(lengths, batch_size,
 
 def run_out_above(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
     """Let batches of more than `limit` samples run out of memory; returns the sizes that were tried."""
-    compute, tried = AttachedModel.gradients, []
-
-    def gradients(self: Any, batch: dict[str, Any]) -> Any:
-        tried.append(len(batch["labels"]))
-        if tried[-1] > limit:
-            raise RuntimeError(OUT_OF_MEMORY)
-        return compute(self, batch)
-
-    monkeypatch.setattr(AttachedModel, "gradients", gradients)
+    tried: list[int] = []
+    monkeypatch.setattr(AttachedModel, "gradients", gradient_worker.running_out_above(limit, tried))
     return tried
 
 
 def test_when_memory_runs_out_batches_are_halved_and_it_is_said_once(model, plain, tmp_path, monkeypatch):
-    tried = run_out_above(monkeypatch, 4)
-    with pytest.warns(UserWarning, match="going on with at most 4 samples") as said:
+    tried = run_out_above(monkeypatch, 2)
+    with pytest.warns(UserWarning, match="halved down to at most 2 samples") as said:
         found = gradient_worker.collect(tmp_path, model, batch_size=8, shard_size=20)
     assert len([w for w in said if "memory ran out" in str(w.message)]) == 1
-    assert tried.count(8) == 1
+    assert tried.count(8) == tried.count(4) == 1
     assert_same_rows(found, plain)
+
+
+def shrunk(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Make all gradients smaller."""
+    compute = AttachedModel.gradients
+
+    def gradients(self: Any, batch: dict[str, Any]) -> Any:
+        result = compute(self, batch)
+        return replace(result, gradients={name: factor * g for name, g in result.gradients.items()})
+
+    monkeypatch.setattr(AttachedModel, "gradients", gradients)
+
+
+def test_gradients_that_float16_loses_are_told(model, tmp_path, monkeypatch):
+    shrunk(monkeypatch, 1e-7)
+    with pytest.warns(UserWarning, match=r"float16 rounds the gradients of 60 samples.* such as sample \d+ .*float32"):
+        gradient_worker.collect(tmp_path / "float16", model, dtype="float16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient_worker.collect(tmp_path / "float32", model)
 
 
 def test_a_sample_too_large_for_memory_is_named(model, tmp_path, monkeypatch):
