@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,12 +30,13 @@ from .stores import run_stores
 
 EXPANSION_FILE = "expansion.json"
 SURROGATE, RANDOM = "surrogate", "random"
+NUM_RANDOM = 3
 MAX_SAMPLES = 256
 
 
 def check_expansion(run: Run) -> list[ExpansionError]:
-    """Measure expansion errors on the target's dev samples, along the surrogate's direction for all tasks and along a
-    random one, at the checkpoint that the estimator expands at (the first one where it averages over several).
+    """Measure expansion errors on the target's dev samples, along the surrogate's direction for all tasks and, as
+    means, along random ones, at the checkpoint that the estimator expands at (the first one where it averages).
 
     Leaves expansion.json and plots/expansion.png. Collects gradients first if there are none.
     """
@@ -49,15 +51,25 @@ def check_expansion(run: Run) -> list[ExpansionError]:
         collator.prepare(model)
         directions = {
             SURROGATE: surrogate_direction(estimator, collator.projections, model),
-            RANDOM: random_direction(model, run.config.seed),
+            **{f"{RANDOM} {i}": random_direction(model, run.config.seed + i) for i in range(NUM_RANDOM)},
         }
         batches = dev_batches(run)
         with progress_bar((1 + len(directions) * len(DISTANCES)) * len(batches), "expansion", "batch") as advance:
-            rows = measure_expansion(model, batches, directions, advance=advance)
+            rows = random_averaged(measure_expansion(model, batches, directions, advance=advance))
         write_json(run.output_dir / EXPANSION_FILE, {"checkpoint": folder.name, "errors": [r.to_dict() for r in rows]})
         plot_expansion(rows, run.output_dir / "plots" / "expansion.png")
     barrier()
     return read_expansion(run.output_dir)
+
+
+def random_averaged(rows: Sequence[ExpansionError]) -> list[ExpansionError]:
+    """Put one row per distance, of mean errors, in place of the rows of all random directions."""
+    result = [row for row in rows if not row.direction.startswith(RANDOM)]
+    for distance in dict.fromkeys(row.distance for row in rows):
+        same = [row for row in rows if row.direction.startswith(RANDOM) and row.distance == distance]
+        first, zero = fmean(row.first_order for row in same), fmean(row.zero_order for row in same)
+        result.append(ExpansionError(RANDOM, distance, first, zero, same[0].num_samples))
+    return result
 
 
 def surrogate_direction(estimator: SubsetEstimator, projections: Sequence[Projection], model: nn.Module) -> Direction:
@@ -106,8 +118,9 @@ def print_expansion(rows: Sequence[ExpansionError], output_dir: Path, as_json: b
     console = Console()
     console.print(table)
     console.print(
-        f"Distances are relative to the norm of the LoRA parameters; {rows[0].num_samples} dev samples. Where first "
-        "order is not far below zero order, gradients say little about a fine-tune that moves so far.",
+        f"Distances are relative to the norm of the LoRA parameters; {rows[0].num_samples} dev samples; means over "
+        f"{NUM_RANDOM} random directions. Where first order is not far below zero order, gradients say little about a "
+        "fine-tune that moves so far.",
         highlight=False,
     )
     console.print(f"written to {output_dir / EXPANSION_FILE} and plots/expansion.png", highlight=False)

@@ -56,6 +56,7 @@ def gradient_costs(
         train_batch_size: samples of a training step.
         dim, num_seeds, num_objectives, dtype, projection: as in the section `gradients` of a run configuration.
     """
+    dim = trainable if projection == "identity" else dim
     training = 2 * total + trainable
     forward, backward = total, total + trainable
     projecting = num_seeds * trainable / tokens_per_sample * (dim if projection == "rademacher" else 1)

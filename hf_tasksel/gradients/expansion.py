@@ -92,7 +92,10 @@ def measure_expansion(
     names = canonical_names(model)
     parameters = {names[id(p)]: p for p in trainable_parameters(model)}
     radius = norm(parameters.values())
-    units = {kind: unit_direction(direction) for kind, direction in directions.items()}
+    units = {
+        kind: unit_direction({name: value.to(parameters[name].device) for name, value in direction.items()})
+        for kind, direction in directions.items()
+    }
     inputs = [model_inputs(batch, trainable_parameters(model)[0].device) for batch in batches]
     rows = []
     with evaluation_mode(model):

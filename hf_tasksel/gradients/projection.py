@@ -74,7 +74,7 @@ class CountSketch(Projection):
 
     def __init__(self, dim: int = 400, seed: int = 0) -> None:
         super().__init__(dim, seed)
-        self._places: dict[tuple[str, torch.device], Tensor] = {}
+        self._places: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def add(self, sketch: Tensor, name: str, gradient: Tensor) -> None:
         flat = gradient.reshape(len(gradient), -1)
@@ -88,7 +88,7 @@ class CountSketch(Projection):
         return torch.cat([sketch, -sketch])[place].reshape(shape)
 
     def _place(self, name: str, size: int, device: torch.device) -> Tensor:
-        key = (name, device)
+        key = (name, size, device)
         if key not in self._places:
             narrow = torch.int16 if 2 * self.dim <= torch.iinfo(torch.int16).max else torch.int32
             place = torch.randint(2 * self.dim, (size,), generator=self.generator(name), dtype=narrow)

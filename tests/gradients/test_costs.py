@@ -15,7 +15,9 @@ from model_zoo import collate, lora_model, sample_rows
 def test_bytes_per_sample_are_those_of_a_store(tmp_path):
     store = gradient_worker.collect(tmp_path, shard_size=100)
     found = sum(path.stat().st_size for path in tmp_path.glob("*.arrow")) / len(store)
-    costs = gradient_costs(1, 1, tokens_per_sample=1, train_batch_size=1, dim=store.dim, dtype="float32")
+    known = {"tokens_per_sample": 1, "train_batch_size": 1, "dtype": "float32"}
+    costs = gradient_costs(1, 1, dim=store.dim, **known)
+    assert costs.bytes_per_sample == gradient_costs(1, store.dim, projection="identity", **known).bytes_per_sample
     assert found == pytest.approx(costs.bytes_per_sample, rel=0.02)
     assert found > 4 * store.dim + COLUMN_BYTES / 2
 

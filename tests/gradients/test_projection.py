@@ -78,6 +78,16 @@ def test_several_seeds_in_one_pass_equal_each_alone():
     torch.testing.assert_close(sketches([4, 9]), torch.cat([sketches([4]), sketches([9])]))
 
 
+def test_a_collator_serves_models_of_other_ranks():
+    collator, batch = GradientCollator(collate, dim=32), collate(sample_rows("llama"))
+    for rank in (2, 4):
+        model, alone = lora_model("llama", r=rank), GradientCollator(collate, dim=32)
+        found, expected = (
+            (c.prepare(model), c.gradients(model, batch).gradients["loss"])[1] for c in (collator, alone)
+        )
+        torch.testing.assert_close(found, expected)
+
+
 def test_repeated_seeds_are_refused():
     with pytest.raises(ConfigError, match=r"gradients\.seeds"):
         GradientCollator(collate, seeds=[1, 1])
