@@ -50,12 +50,12 @@ def allocate_budget(
 
     def estimates(shares: np.ndarray) -> np.ndarray:
         weights = np.zeros((len(shares), len(names)))
-        weights[:, places] = shares * total_samples / np.maximum(available, 1)
+        weights[:, places] = shares * total_samples / available
         return estimator.predict(weights)
 
     caps = available / total_samples
     draws = np.random.default_rng(seed).dirichlet(np.ones(len(places)), size=max(0, restarts - 2))
-    starts = capped(np.vstack([available, available > 0, draws]), caps)
+    starts = capped(np.vstack([available, np.ones(len(places)), draws]), caps)
     shares, _ = minimize_on_simplex(estimates, list(starts[: max(1, restarts)]), caps, max_iter)
     counts = rounded(shares * total_samples, available)
     return dict(zip(selected, counts.tolist(), strict=True))

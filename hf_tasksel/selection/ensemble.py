@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
@@ -10,10 +12,11 @@ from ..errors import ConfigError, did_you_mean
 from ..estimation.estimator import SubsetEstimator
 from .explanation import best_of_ranking
 from .greedy import greedy_additions
-from .objective import Objective, size_bounds
+from .objective import Objective, flipped, size_bounds
 from .result import SelectionResult
 
 SUBSETS_PER_TASK = 10
+EFFECT_SUBSETS = 20  # that fitted effects are averaged over
 SURROGATES = ("kernel_ridge", "ridge")
 
 
@@ -84,8 +87,8 @@ def surrogate_search(
         cost_per_token: nats per million training tokens, added to what is minimised but not to reported estimates.
 
     Returns:
-        A result whose `scores` are the fitted function's effects of the tasks at the centre of the cube: with a task
-        minus without it, where every other task counts half.
+        A result whose `scores` are the fitted function's effects of the tasks: its value with the task minus without
+        it, on average over some of the random subsets.
 
     Raises:
         ConfigError: for an unknown surrogate, options outside their range, or bounds that exclude each other.
@@ -106,10 +109,17 @@ def surrogate_search(
     model = kernel if surrogate == "kernel_ridge" else Ridge(alpha=regularization)
     fitted = model.fit(subsets, values - values.mean())
     ranking = [task for task, _ in greedy_additions(fitted.predict, n, lazy=True, low=n)]
-    halves = np.full((n, n), 0.5)
-    np.fill_diagonal(halves, 1.0)
-    scores = fitted.predict(halves) - fitted.predict(halves - np.eye(n))
+    scores = mean_effects(fitted.predict, subsets[:EFFECT_SUBSETS])
     return best_of_ranking(objective, surrogate, ranking, range(low, high + 1), scores)
+
+
+def mean_effects(function: Callable[[np.ndarray], np.ndarray], subsets: np.ndarray) -> np.ndarray:
+    """Return (n,) the mean over subsets (m, n) of a function's value with each task minus without it."""
+    n = subsets.shape[1]
+    changes = [
+        (2 * row - 1) * (function(row[None]) - function(flipped(row, [[i] for i in range(n)]))) for row in subsets
+    ]
+    return np.mean(changes, axis=0)
 
 
 def random_subsets(n: int, count: int, size: int | tuple[int, int], seed: int) -> np.ndarray:

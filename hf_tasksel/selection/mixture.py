@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, TaskSelectionError
+from ..errors import ConfigError, TaskSelectionError
 from ..estimation.estimator import SubsetEstimator
 from ..files import read_json, write_json
 from .dataset_mixture import dataset_mixture
@@ -108,23 +108,18 @@ def optimize_mixture(
         seed: seeds the random starts.
 
     Raises:
-        ConfigError: for no restarts. DataError: when no task has training tokens.
+        ConfigError: for no restarts.
     """
     if restarts < 1:
         raise ConfigError(f"restarts must be at least 1, not {restarts}")
     tokens = np.asarray(estimator.task_tokens_, dtype=float)
-    trained = tokens > 0
-    if not trained.any():
-        raise DataError("no task has training tokens: there is nothing to mix")
-    per_share = np.divide(tokens.sum(), tokens, out=np.zeros_like(tokens), where=trained)
+    per_share, even = tokens.sum() / tokens, np.ones(len(tokens))
     subset = forward_selection(estimator)
     chosen = np.isin(estimator.task_names_, subset.selected) * tokens
-    rng = np.random.default_rng(seed)
-    draws = (rng.dirichlet(np.ones(trained.sum())) for _ in range(max(0, restarts - 3)))
-    starts = [chosen / chosen.sum(), tokens / tokens.sum(), trained / trained.sum()]
-    starts += [np.bincount(np.flatnonzero(trained), draw, len(tokens)) for draw in draws]
+    draws = np.random.default_rng(seed).dirichlet(even, size=max(0, restarts - 3))
+    starts = [chosen / chosen.sum(), tokens / tokens.sum(), even / len(even), *draws]
     shares, path = minimize_on_simplex(
-        lambda rows: estimator.predict(rows * per_share), starts[:restarts], trained.astype(float), max_iter
+        lambda rows: estimator.predict(rows * per_share), starts[:restarts], even, max_iter
     )
     samples = shares * per_share * np.asarray(estimator.task_samples_)
     return MixtureResult(

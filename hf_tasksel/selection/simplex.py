@@ -23,7 +23,7 @@ def minimize_on_simplex(
     Args:
         function: takes (m, n) shares, which may sum to a little more than one, and returns (m,) values.
         starts: points (n,) on the simplex, within the caps.
-        caps: (n,) the largest allowed shares, Σ ≥ 1.
+        caps: (n,) the largest allowed shares, positive, Σ ≥ 1.
         max_iter: steps of a descent; each takes n + 12 values in two calls.
 
     Returns:
@@ -32,7 +32,7 @@ def minimize_on_simplex(
     Reference:
         Kivinen and Warmuth 1997, with finite differences for the gradient and a line search.
     """
-    even = capped(np.where(caps > 0, 1.0, 0.0)[None], caps)[0]
+    even = capped(np.ones((1, len(caps))), caps)[0]
     found = []
     for start in starts:
         found.append((start, [float(function(start[None])[0])]))
@@ -49,7 +49,7 @@ def descend(function: Function, point: np.ndarray, caps: np.ndarray, max_iter: i
     distance = 1e-2 / len(point)  # of the finite differences: small beside an even share
     for _ in range(max_iter):
         slopes = (function(point + distance * np.eye(len(point))) - path[-1]) / distance
-        slopes = np.where(caps > 0, slopes - slopes @ point, 0.0)
+        slopes -= slopes @ point
         largest = np.abs(slopes).max()
         if not largest > 0:
             break
