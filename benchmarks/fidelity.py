@@ -1,6 +1,6 @@
 """How near are estimates to the truth? Random subsets, really fine-tuned from the base with two seeds each.
 
-    python benchmarks/fidelity.py train quickstart      # true fine-tunes and gradient stores; goes on where it stopped
+    python benchmarks/fidelity.py train quickstart      # true fine-tunes; goes on where it stopped
     python benchmarks/fidelity.py evaluate quickstart   # every surrogate and option against them; minutes
 
 Studies: `quickstart` (13 generated tasks, fixed steps), `instruct` (18 real instruction tasks, fixed epochs), `cot`
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_tasksel import pipeline
 from hf_tasksel.cli import quiet_libraries
 from hf_tasksel.config import RunConfig
 from hf_tasksel.run_context import Run
@@ -63,7 +62,6 @@ def main() -> int:
     options = parser.parse_args()
     run = make_run(options.study, options.output_dir)
     if options.command == "train":
-        pipeline.collect(run)
         train(run, options.study, options.processes)
         return 0
     from fidelity_evaluation import evaluate

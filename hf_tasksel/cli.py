@@ -141,6 +141,7 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
 
     if options.command == "plan":
         config = RunConfig.from_yaml(options.config, overrides)
+        quiet_libraries(True)
         from .plan import make_plan, print_plan
 
         plan = make_plan(config)
@@ -189,6 +190,10 @@ def quiet_libraries(quiet: bool) -> None:
     if quiet or not sys.stderr.isatty():
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
+    if quiet:
+        from .progress import show_nothing
+
+        show_nothing()
 
 
 def finish(current: Any, config: RunConfig, options: argparse.Namespace, result: Any) -> None:

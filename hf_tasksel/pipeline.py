@@ -94,6 +94,8 @@ def collect(run: Run) -> None:
         settings = {"meta": run.record.fingerprint("meta"), "gradients": kept, "step": step}
         if finished(run, stage, settings, folder / MANIFEST_FILE) and is_whole(folder, run.repair):
             continue
+        again = ", what is damaged or missing" if folder.exists() and run.repair else ""
+        run.say(f"gradient pass over {sum(map(len, splits.values()))} samples at step {step}{again}")
         if model is None:
             model = load_adapter(
                 load_base(run.config), run.output_dir / "meta" / f"checkpoint-{step}", is_trainable=True
@@ -137,6 +139,7 @@ def select(run: Run) -> SelectionResult:
     path = run.output_dir / SELECTION_FILE
     if finished(run, "select", settings, path, redo=True):
         return SelectionResult.load(path)
+    run.say(f"searching for a subset of {len(run.splits.task_names)} tasks by {run.config.selection.method}")
     with run.record.stage("select", value_fingerprint(settings), settings):
         estimator = fit_estimator(run)
         selection = search(estimator, run.config)

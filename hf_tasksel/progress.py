@@ -1,8 +1,10 @@
-"""Progress bars for long work: on the first rank only, and quiet where nobody looks (no terminal)."""
+"""Progress on long work, on the first rank only: a bar on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,23 +13,59 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .distributed import distributed_rank
 
+SECONDS_BETWEEN_LINES = 30.0
+_shown = True
+
+
+def show_nothing() -> None:
+    """Switch progress off for the rest of this process, as `--quiet` asks for."""
+    global _shown
+    _shown = False
+
+
+class PlainBar:
+    """Stands in for tqdm's bar where nobody sees one move: writes a line to stderr every half a minute."""
+
+    def __init__(self, total: int, desc: str, unit: str = "it", initial: int = 0) -> None:
+        self.total, self.desc, self.unit, self.n = total, desc, unit, initial
+        self.initial, self.started = initial, time.monotonic()
+        self.last = self.started
+        self.postfix = ""
+
+    def update(self, count: int) -> None:
+        """Count, and write a line when the last one is old."""
+        self.n += count
+        now = time.monotonic()
+        if now - self.last >= SECONDS_BETWEEN_LINES and self.n > self.initial:
+            self.last = now
+            left = (now - self.started) * (self.total - self.n) / (self.n - self.initial)
+            state = f"{self.desc}: {self.n} of {self.total} {self.unit}s{self.postfix}"
+            print(f"{state}, about {left / 60:.0f} min left" if left > 90 else state, file=sys.stderr, flush=True)
+
+    def set_postfix(self, **values: Any) -> None:
+        """Keep what the next line ends with."""
+        self.postfix = "".join(f", {name} {value}" for name, value in values.items())
+
+    def close(self) -> None:
+        """End."""
+
+
+def make_bar(total: int, description: str, unit: str, initial: int = 0, shown: bool = True) -> Any:
+    """Return what shows progress here: tqdm's bar, or its stand-in where stderr is not a terminal."""
+    shown = shown and _shown and not distributed_rank()[0]
+    if shown and not sys.stderr.isatty():
+        return PlainBar(total, description, unit, initial)
+    return tqdm(total=total, desc=description, unit=unit, initial=initial, disable=not shown, smoothing=0.1)
+
 
 @contextlib.contextmanager
-def progress_bar(total: int, description: str, unit: str = "sample") -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, description: str, unit: str = "sample") -> Iterator[Callable[[int], Any]]:
     """Yield a function that advances the bar by a count."""
-    rank, _ = distributed_rank()
-    with tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        disable=True if rank else None,
-        smoothing=0.1,
-    ) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        yield advance
+    bar = make_bar(total, description, unit)
+    try:
+        yield bar.update
+    finally:
+        bar.close()
 
 
 class StepBar(TrainerCallback):
@@ -38,9 +76,9 @@ class StepBar(TrainerCallback):
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar on the first rank, where somebody looks."""
-        disable = True if args.disable_tqdm or not state.is_world_process_zero else None
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.description, disable=disable)
+        """Open the bar."""
+        shown = not args.disable_tqdm and state.is_world_process_zero
+        self.bar = make_bar(state.max_steps, self.description, "step", state.global_step, shown)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance."""

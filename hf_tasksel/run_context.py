@@ -134,16 +134,24 @@ def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo:
     if old is None or not result.exists():
         return False
     if old == value_fingerprint(settings):
+        run.say(f"{stage}: finished before")
         return True
-    was = run.record.settings(stage)
-    changed = sorted(k for k in {*was, *settings} if was.get(k) != settings.get(k))
+    was, now = flattened(run.record.settings(stage)), flattened(settings)
+    changed = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
     if redo:
         run.say(f"{stage}: {', '.join(changed)} changed, doing it again")
         return False
-    # a hash of the data says least: name it only where nothing else differs
-    key = next((k for k in changed if k != "data"), "data")
+    # hashes say least: name one only where nothing else differs
+    key = next((k for k in changed if k not in ("data", "meta")), next(iter(changed), "version"))
     raise TaskSelectionError(
         f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is "
-        f"{settings.get(key)!r}:"
-        f" use another output_dir, or delete {result.parent}"
+        f"{now.get(key)!r}: use another output_dir, or delete {result.parent}"
     )
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result

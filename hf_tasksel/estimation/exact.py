@@ -32,8 +32,8 @@ def isometric_store(
     """
     if len(store) > MAX_SAMPLES:
         raise DataError(
-            f"{store.path} has {len(store)} samples, and a basis of their span is found for at most {MAX_SAMPLES}: use "
-            "a sketch (projection count_sketch), or fewer samples"
+            f"{store.path} has {len(store)} samples, and a basis of their span is found for at most {MAX_SAMPLES}: "
+            "use a sketch (projection count_sketch), or fewer samples"
         )
     gram = np.empty((len(store), len(store)))
     for rows, block in store.blocks(objective):
