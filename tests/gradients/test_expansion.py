@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hf_tasksel.errors import ModelError
-from hf_tasksel.gradients.expansion import measure_expansion, random_direction
+from hf_tasksel.expansion_report import random_averaged
+from hf_tasksel.gradients.expansion import ExpansionError, measure_expansion, random_direction
 from model_zoo import collate, lora_model, sample_rows
 from reference import sample_objective
 
@@ -69,6 +70,29 @@ def test_progress_counts_every_pass_over_a_batch():
     done = []
     measure_expansion(model, [batch, batch], {"r": random_direction(model)}, [0.02, 0.1], done.append)
     assert sum(done) == (1 + 2) * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_directions_may_lie_on_another_device_than_the_model():
+    model, batch = lora_model("gpt2", torch.float32), collate(sample_rows("gpt2"))
+    direction = random_direction(model)
+    (expected,) = measure_expansion(model, [batch], {"r": direction}, [0.1])
+    (found,) = measure_expansion(model.cuda(), [batch], {"r": direction}, [0.1])
+    assert found.first_order == pytest.approx(expected.first_order, rel=0.01)
+
+
+def test_errors_along_random_directions_are_averaged():
+    names = ("surrogate", "random 0", "random 1", "random 2")
+    rows = [
+        ExpansionError(name, distance, distance * i, 10 * distance * i, 5)
+        for i, name in enumerate(names)
+        for distance in (0.02, 0.1)
+    ]
+    surrogate, random = rows[:2], random_averaged(rows)[2:]
+    assert random_averaged(rows)[:2] == surrogate
+    assert [(row.direction, row.distance) for row in random] == [("random", 0.02), ("random", 0.1)]
+    assert [row.first_order for row in random] == pytest.approx([0.04, 0.2])
+    assert [row.zero_order for row in random] == pytest.approx([0.4, 2.0])
 
 
 def test_a_fresh_adapter_is_refused():
