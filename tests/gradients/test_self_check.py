@@ -76,6 +76,14 @@ def test_a_factor_that_is_used_behind_the_hooks_is_found():
         check(model)
 
 
+def test_a_trained_head_that_is_never_called_as_a_layer_is_found():
+    model = lora_model("llama", modules_to_save=["lm_head"])
+    head = model.get_base_model().lm_head
+    head.forward = lambda x: torch.nn.functional.linear(x, head.modules_to_save["default"].weight)
+    with pytest.raises(ModelError, match=r"lm_head\.modules_to_save.* differs from autograd's by 1\.0e\+00"):
+        check(model)
+
+
 def test_samples_that_mix_are_found():
     model = lora_model("llama")
     norm = model.get_base_model().model.norm
