@@ -34,33 +34,34 @@ def print_verification(result: Verification, output_dir: Path, as_json: bool) ->
 
 
 def fidelity_table(result: Verification) -> Table:
-    """One row per predictor."""
-    title = f"{result.first_order.num_subsets} subsets really fine-tuned for {escape(result.target)}"
+    """One column per predictor: as they are, calibrated, the mean of the true losses, and one seed for the other."""
+    raw, after = result.first_order, result.after_calibration
+    title = f"{raw.num_subsets} subsets really fine-tuned for {escape(result.target)}; in brackets 90 % intervals"
     table = Table(title=title, title_justify="left")
-    for name in ("", "Spearman", "Pearson", "relative error", "R²", "regret, nats", "90 % intervals hold"):
+    for name in ("", "first order", "calibrated", "constant", "other seed"):
         table.add_column(name, justify="left" if not name else "right")
-    for name, figures in (("first order", result.first_order), ("calibrated", result.after_calibration)):
-        table.add_row(name, *cells(figures))
-    raw = result.first_order
-    table.add_row("constant predictor", "0", "0", f"{raw.constant_error:.1%}")
-    if raw.ceiling_error is not None:
-        ceiling = (f"{raw.ceiling_spearman:.2f}", f"{raw.ceiling_pearson:.2f}", f"{raw.ceiling_error:.1%}")
-        table.add_row("two seeds with each other", *ceiling)
+    table.add_row("Spearman", interval(raw, "spearman"), interval(after, "spearman"), "0", shown(raw.ceiling_spearman))
+    table.add_row("Pearson", interval(raw, "pearson"), interval(after, "pearson"), "0", shown(raw.ceiling_pearson))
+    errors = [percent(x) for x in (raw.relative_error, after.relative_error, raw.constant_error, raw.ceiling_error)]
+    table.add_row("relative error", *errors)
+    table.add_row("  90 % of them below", percent(raw.relative_error_p90), percent(after.relative_error_p90))
+    table.add_row("variance explained", shown(raw.r2), shown(after.r2), "0")
+    table.add_row("regret, nats", f"{raw.regret:.4f}", f"{after.regret:.4f}")
+    table.add_row("90 % intervals hold", "", percent(after.coverage))
     return table
 
 
-def cells(figures: Fidelity) -> list[str]:
-    """Format one predictor's figures, with 90 % bootstrap intervals."""
+def interval(figures: Fidelity, name: str) -> str:
+    """Format a figure with its bootstrap interval."""
+    low, high = figures.intervals[name]
+    return f"{getattr(figures, name):.2f} ({low:.2f}, {high:.2f})"
 
-    def with_interval(name: str) -> str:
-        low, high = figures.intervals[name]
-        return f"{getattr(figures, name):.2f} ({low:.2f} to {high:.2f})"
 
-    return [
-        with_interval("spearman"),
-        with_interval("pearson"),
-        f"{figures.relative_error:.1%}",
-        f"{figures.r2:.2f}",
-        f"{figures.regret:.4f}",
-        "" if figures.coverage is None else f"{figures.coverage:.0%}",
-    ]
+def shown(value: float | None) -> str:
+    """Format a number that may be unknown."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def percent(value: float | None) -> str:
+    """Format a share that may be unknown."""
+    return "" if value is None else f"{value:.1%}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,6 @@ def isometric_store(
     kept = values > tolerance * values[-1]
     if not kept.any():
         raise StoreError(f"all {objective} gradients of {store.path} are zero")
-    columns = {name: getattr(store, name) for name in ("task", "split", "value", "loss", "num_tokens")}
+    side: dict[str, Any] = {name: getattr(store, name) for name in ("task", "split", "value", "loss", "num_tokens")}
     gradient = (vectors[:, kept] * np.sqrt(values[kept])).astype(np.float32)
-    return GradientStore.from_arrays(output_dir, **columns, **{f"{objective}_gradient": gradient})
+    return GradientStore.from_arrays(output_dir, **side, **{f"{objective}_gradient": gradient})

@@ -1,0 +1,149 @@
+"""True fine-tunes against estimates: `verify`, what it keeps, and what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from conftest import small_run
+from estimation.synthetic import random_columns
+from estimation.synthetic import random_subsets as random_weights
+from hf_tasksel import GradientStore, SubsetEstimator, cli, true_runs
+from hf_tasksel.config import RunConfig
+from hf_tasksel.errors import ConfigError
+from hf_tasksel.run_context import Run
+from hf_tasksel.truth import compare
+from hf_tasksel.verification import random_subsets, rivals, verify
+
+
+@pytest.fixture(scope="module")
+def verified(base_folder, task_folder, tmp_path_factory):
+    """A run, its configuration file, and the verification of four subsets with two seeds."""
+    folder = tmp_path_factory.mktemp("verified")
+    values = small_run(base_folder, task_folder, folder / "out")
+    config = folder / "run.yaml"
+    config.write_text(yaml.safe_dump(values))
+    run = Run(RunConfig.from_dict(values), say=lambda message: None)
+    return run, config, verify(run, 4, seeds=2, processes=1)
+
+
+def test_verified_subsets_are_kept_with_their_losses(verified):
+    run, _, result = verified
+    assert np.shape(result.true_losses) == (4, 2)
+    assert (run.output_dir / "plots" / "fidelity.png").stat().st_size > 10_000
+    rows = [r for r in pq.read_table(run.output_dir / "estimates.parquet").to_pylist() if r["kind"] == "verified"]
+    assert [r["tasks"] for r in rows] == result.subsets
+    assert [r["true_losses"] for r in rows] == result.true_losses
+    assert result.first_order.ceiling_error is not None
+
+
+def test_nothing_is_trained_twice(verified, monkeypatch):
+    run, _, result = verified
+    trained = []
+    monkeypatch.setattr(true_runs, "fine_tune", lambda *a, **k: trained.append(a) or pytest.fail("trained again"))
+    assert verify(run, 4, seeds=2, processes=1).true_losses == result.true_losses
+    assert verify(run, 3, processes=1).subsets == result.subsets[:3]
+    assert trained == []
+
+
+def test_a_true_run_is_a_fine_tune_of_the_base_with_its_seed(verified):
+    run, _, result = verified
+    again = true_runs.truth_path(run, result.subsets[0], 1, False)
+    first = json.loads(again.read_text())
+    again.unlink()
+    ((second,),) = true_runs.true_runs(run, result.subsets[:1], [1], processes=1)
+    assert second.dev_loss == first["dev_loss"] == result.true_losses[0][0]
+    assert second.steps == 6
+    assert result.true_losses[0][0] != result.true_losses[0][1]
+
+
+def test_estimates_are_calibrated_from_then_on(verified, capsys):
+    run, _, result = verified
+    subset = ",".join(result.subsets[0])
+    assert cli.main(["estimate", str(run.output_dir), "--subset", subset]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert "calibrated with" in values["unit"]
+    (row,) = values["estimates"]
+    truth = np.mean(result.true_losses[0])
+    assert abs(row["estimated_loss"] - truth) <= abs(result.estimates[0] - truth)
+    assert row["std"] > 0
+
+
+def test_the_command_prints_a_table_and_a_verdict(verified, capsys):
+    _, config, _ = verified
+    assert cli.main(["verify", str(config), "--subsets", "4", "--processes", "1", "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "Spearman",
+        "constant",
+        "other seed",
+        "first-order estimates: ",
+        "calibrated with 8 true fine-tunes",
+    ):
+        assert words in out
+
+
+@pytest.mark.slow
+def test_several_processes_measure_what_one_does(verified, tmp_path):
+    run, _, result = verified
+    for subset in result.subsets[:2]:
+        true_runs.truth_path(run, subset, 1, False).unlink()
+    found = true_runs.true_runs(run, result.subsets[:2], [1], processes=2)
+    assert [same[0].dev_loss for same in found] == pytest.approx([x[0] for x in result.true_losses[:2]], rel=1e-5)
+
+
+def test_the_least_sure_subsets_are_the_selection_and_its_rivals(verified):
+    run, _, _ = verified
+    from hf_tasksel.pipeline import fit_estimator, select
+
+    selection = select(run)
+    found = rivals(fit_estimator(run), selection, 4)
+    assert found[0] == selection.selected
+    assert len({tuple(subset) for subset in found}) == 4
+
+
+def test_wrong_wishes_are_one_sentence(verified, monkeypatch):
+    run, _, _ = verified
+    with pytest.raises(ConfigError, match="at least 3 subsets"):
+        verify(run, 2)
+    with pytest.raises(ConfigError, match="3 tasks have fewer than 50 different subsets"):
+        random_subsets(["a", "b", "c"], 50)
+    with pytest.raises(ConfigError, match="unknown task 'x'"):
+        true_runs.true_runs(run, [["x"]])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="without a launcher"):
+        true_runs.true_runs(run, [["next"]])
+
+
+def linear_world(tmp_path: Path, shuffle: bool):
+    """Compare estimates with losses that follow exact gradients; the estimator's own gradients may be shuffled."""
+    columns = random_columns(tasks=8, per_task=30)
+    honest = SubsetEstimator().fit(GradientStore.from_arrays(tmp_path / "honest", **columns), "goal")
+    subsets = random_weights(8, 40)
+    rng = np.random.default_rng(0)
+    truth = 2 + 0.5 * honest.predict(subsets)
+    truth += 0.05 * truth.std() * rng.normal(size=40)
+    if shuffle:
+        train = np.flatnonzero(columns["split"] == "train")
+        gradients = columns["loss_gradient"].copy()
+        gradients[train] = gradients[rng.permutation(train)]
+        columns["loss_gradient"] = gradients
+    estimator = SubsetEstimator().fit(GradientStore.from_arrays(tmp_path / "given", **columns), "goal")
+    names = [[estimator.task_names_[i] for i in np.flatnonzero(row)] for row in subsets]
+    return compare(estimator, names, [[t] for t in truth])
+
+
+def test_good_estimates_are_trusted(tmp_path):
+    result = linear_world(tmp_path, shuffle=False)
+    assert result.first_order.verdict.startswith("trust the ranking")
+    assert result.after_calibration.verdict == "trust the ranking and the values"
+    assert 0.8 <= result.after_calibration.coverage <= 1.0
+
+
+def test_shuffled_gradients_are_not_trusted(tmp_path):
+    assert linear_world(tmp_path, shuffle=True).first_order.verdict.startswith("do not trust")
