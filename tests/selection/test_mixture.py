@@ -88,8 +88,16 @@ def test_more_restarts_leave_poor_valleys(function_estimator):
     assert many.estimate < few.estimate - 0.1
 
 
-def test_one_descent_never_goes_up(function_estimator):
-    path = optimize_mixture(function_estimator(bowl(np.asarray([0.1, 0.3, 0.05, 0.35, 0.2])))).path
+def test_the_best_subset_is_kept_where_the_smallest_admixture_hurts(function_estimator):
+    found = optimize_mixture(function_estimator(lambda row: 1.0 + np.count_nonzero(row)))
+    assert found.weights == {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0, "e": 0.0}
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_one_descent_never_goes_up(power):
+    path = minimize_on_simplex(
+        lambda rows: (np.abs(rows - [0.55, 0.3, 0.15]) ** power).sum(1), [np.full(3, 1 / 3)], np.ones(3), 100
+    )[1]
     assert len(path) > 3
     assert path == sorted(path, reverse=True)
 

@@ -114,6 +114,12 @@ def test_exhaustive_search_is_brute_force(seed, bounds, quadratic):
         assert step.estimate == pytest.approx(min(x for s, x in losses.items() if len(s) == len(step.tasks)))
 
 
+def test_exhaustive_search_reaches_subsets_beyond_its_first_call(function_estimator):
+    effects = np.asarray([(-1) ** i * (1 + i) for i in range(13)]) / 100
+    found = exhaustive_search(function_estimator(lambda row: 1.0 + row @ effects, 13))
+    assert found.selected == list("bdfhjl")
+
+
 def test_exhaustive_search_is_for_few_tasks(function_estimator):
     with pytest.raises(ConfigError, match="at most 15 tasks, not 16: use forward_backward"):
         exhaustive_search(function_estimator(sum, 16))
