@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--subset", action="append", required=True, help="task names, separated by commas; repeatable"
     )
-    command.add_argument("--checkpoint", help="a kept meta checkpoint, or 'average'; the run's own by default")
+    command.add_argument("--checkpoint", help="a kept meta checkpoint, 'average' or 'best'; the run's own by default")
     command.add_argument("--surrogate", help="a surrogate's name; the run's own by default")
     command.add_argument("--regularization", type=float, help="the surrogate's regularization")
     return parser
@@ -98,23 +98,15 @@ def make_parser() -> argparse.ArgumentParser:
 def estimate(options: argparse.Namespace) -> dict[str, Any]:
     """Estimate subsets from the stores of a run."""
     from .config import RunConfig
-    from .estimation.estimator import SubsetEstimator
     from .files import read_json
-    from .stores import run_stores
-    from .truth import calibrate_from_folder
+    from .run_estimator import calibrate_from_folder, fit_run_estimator
 
     output_dir = Path(options.output_dir)
     if not (output_dir / "run.json").is_file():
         raise ConfigError(f"{output_dir} is not the output folder of a run: it has no run.json")
     config = RunConfig.from_dict(read_json(output_dir / "run.json")["config"])
-    settings = config.estimator
-    checkpoint = options.checkpoint or settings.checkpoint
-    estimator = SubsetEstimator(
-        options.surrogate or settings.surrogate,
-        settings.regularization if options.regularization is None else options.regularization,
-        config.budget,
-    )
-    estimator.fit(run_stores(output_dir, checkpoint), config.target.task)
+    names = ("checkpoint", "surrogate", "regularization")
+    estimator = fit_run_estimator(output_dir, config, **{name: getattr(options, name) for name in names})
     true_runs = calibrate_from_folder(estimator, output_dir)
     subsets = [split_names(text, estimator.task_names_) for text in options.subset]
     losses, stds = estimator.predict(subsets, return_std=True)
@@ -122,7 +114,7 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "target": estimator.target_,
         "unit": f"nats per token, {kind}",
-        "checkpoint": checkpoint,
+        "checkpoint": options.checkpoint or config.estimator.checkpoint,
         "estimates": [
             {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6)}
             for s, x, std in zip(subsets, losses, stds, strict=True)

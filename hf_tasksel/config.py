@@ -121,7 +121,9 @@ class GradientsConfig:
 
 @dataclass
 class EstimatorConfig:
-    """How losses are estimated. `checkpoint` says which gradient store to expand at (`average` uses all).
+    """How losses are estimated. `checkpoint` says which gradient store to expand at.
+
+    `average` uses all of them, `best` the one that predicts the run's true fine-tunes best (after `verify`).
 
     `budget` is what the fine-tunes hold fixed, `steps` or `epochs`; by default what `fine_tuning` (or `meta`) says.
     """

@@ -29,9 +29,10 @@ from .plots import plot_selection
 from .progress import show_progress
 from .report import push_final, write_report
 from .run_context import PASS_OPTIONS, SKETCH_OPTIONS, Run, finished, section_part
+from .run_estimator import calibrate_from_folder, fit_run_estimator, truth_fingerprint
 from .selection.result import SELECTION_FILE, SelectionResult
 from .selection.search import SEARCHES
-from .stores import checkpoint_steps, run_stores, store_path
+from .stores import checkpoint_steps, store_path
 from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 from .training_args import checkpoint_step
 
@@ -135,13 +136,15 @@ def is_whole(folder: Path, repair: bool) -> bool:
 def select(run: Run) -> SelectionResult:
     """Fit the estimator and search; leaves selection.json, estimates.parquet and a plot."""
     collect(run)
-    settings = run.settings("select")
+    settings = {**run.settings("select"), "true_runs": truth_fingerprint(run.output_dir, run.config.target.task)}
     path = run.output_dir / SELECTION_FILE
     if finished(run, "select", settings, path, redo=True):
         return SelectionResult.load(path)
     run.say(f"searching for a subset of {len(run.splits.task_names)} tasks by {run.config.selection.method}")
     with run.record.stage("select", value_fingerprint(settings), settings):
         estimator = fit_estimator(run)
+        if count := calibrate_from_folder(estimator, run.output_dir):
+            run.say(f"estimates are calibrated with {count} true fine-tunes")
         selection = search(estimator, run.config)
         if distributed_rank()[0] == 0:
             selection.save(path)
@@ -153,9 +156,7 @@ def select(run: Run) -> SelectionResult:
 
 def fit_estimator(run: Run) -> SubsetEstimator:
     """Fit the configured estimator to the configured checkpoint's store, or to all for `average`."""
-    options = run.config.estimator
-    estimator = SubsetEstimator(options.surrogate, options.regularization, run.config.budget)
-    return estimator.fit(run_stores(run.output_dir, options.checkpoint), run.config.target.task)
+    return fit_run_estimator(run.output_dir, run.config)
 
 
 def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:

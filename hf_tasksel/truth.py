@@ -1,17 +1,15 @@
-"""What `verify` leaves in a run's folder, and calibrating with it; needs no model library."""
+"""True losses against estimates: comparing, and calibrating; needs no model library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .estimation.estimator import SubsetEstimator
 from .estimation.fidelity import Fidelity, measure_fidelity
-from .files import read_json
 
 VERIFICATION_FILE = "verification.json"
 
@@ -90,18 +88,6 @@ def calibrate_with(
     """Calibrate with one row per fine-tune."""
     pairs = [(subset, loss) for subset, same in zip(subsets, true_losses, strict=True) for loss in same]
     return estimator.calibrate([subset for subset, _ in pairs], [loss for _, loss in pairs])
-
-
-def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path) -> int:
-    """Calibrate a run's estimator with what `verify` left in its folder; returns the number of true fine-tunes."""
-    path = output_dir / VERIFICATION_FILE
-    if not path.is_file():
-        return 0
-    values = read_json(path)
-    if values["target"] != estimator.target_ or any(set(s) - set(estimator.task_names_) for s in values["subsets"]):
-        return 0  # of another configuration in the same folder
-    calibrate_with(estimator, values["subsets"], values["true_losses"])
-    return sum(map(len, values["true_losses"]))
 
 
 def seed_columns(true_losses: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -29,7 +29,7 @@ def verify(
     """Really fine-tune some subsets, and compare.
 
     What was trained before is used again: more subsets or seeds only add fine-tunes. The estimates of the run are
-    calibrated with all of them from then on (`truth.calibrate_from_folder`).
+    calibrated with all of them from then on (`run_estimator.calibrate_from_folder`).
 
     Args:
         run: a run; stages that are missing are done first.

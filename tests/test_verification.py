@@ -16,8 +16,10 @@ from estimation.synthetic import random_subsets as random_weights
 from hf_tasksel import GradientStore, SubsetEstimator, cli, true_runs
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError
+from hf_tasksel.pipeline import fit_estimator, select
 from hf_tasksel.run_context import Run
-from hf_tasksel.truth import compare
+from hf_tasksel.run_estimator import best_checkpoint, calibrate_from_folder, fit_run_estimator, true_losses
+from hf_tasksel.truth import compare, cross_calibrated
 from hf_tasksel.verification import random_subsets, rivals, verify
 
 
@@ -74,6 +76,31 @@ def test_estimates_are_calibrated_from_then_on(verified, capsys):
     assert row["std"] > 0
 
 
+def test_the_best_checkpoint_is_found_by_true_runs(verified, tmp_path):
+    run, _, _ = verified
+    chosen = best_checkpoint(run.output_dir, SubsetEstimator(budget=run.config.budget), "goal")
+    errors = {}
+    for name in ("half", "end", "average"):
+        estimator = fit_run_estimator(run.output_dir, run.config, checkpoint=name)
+        subsets, losses = true_losses(run.output_dir, "goal")
+        mean, _ = cross_calibrated(estimator, subsets, losses)
+        errors[name] = np.abs(mean - np.mean(losses, axis=1)).mean()
+    assert chosen == min(errors, key=errors.get)
+    with pytest.raises(ConfigError, match="run `hf-tasksel verify` first"):
+        best_checkpoint(tmp_path, SubsetEstimator(), "goal")
+
+
+def test_a_selection_is_made_again_with_calibrated_estimates(verified):
+    run, _, _ = verified
+    said = []
+    again = Run(run.config, say=said.append)
+    selection = select(again)
+    assert "estimates are calibrated with 8 true fine-tunes" in said
+    estimator = fit_run_estimator(run.output_dir, run.config)
+    assert calibrate_from_folder(estimator, run.output_dir) == 8
+    assert selection.estimate == pytest.approx(estimator.predict([selection.selected])[0])
+
+
 def test_the_command_prints_a_table_and_a_verdict(verified, capsys):
     _, config, _ = verified
     assert cli.main(["verify", str(config), "--subsets", "4", "--processes", "1", "--seeds", "2"]) == 0
@@ -99,8 +126,6 @@ def test_several_processes_measure_what_one_does(verified, tmp_path):
 
 def test_the_least_sure_subsets_are_the_selection_and_its_rivals(verified):
     run, _, _ = verified
-    from hf_tasksel.pipeline import fit_estimator, select
-
     selection = select(run)
     found = rivals(fit_estimator(run), selection, 4)
     assert found[0] == selection.selected

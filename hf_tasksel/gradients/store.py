@@ -66,6 +66,10 @@ class GradientStore:
         """What the gradients are of: base model, adapter, tokenizer and data, projection."""
         return dict(self.manifest["fingerprint"])
 
+    def __repr__(self) -> str:
+        columns = ", ".join(self.layout.gradient_columns().values())
+        return f"GradientStore({str(self.path)!r}: {len(self)} samples of {len(self.task_names)} tasks, {columns})"
+
     def __len__(self) -> int:
         return len(self.sample_idx)
 

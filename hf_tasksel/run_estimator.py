@@ -1,0 +1,96 @@
+"""The estimator of a run: fitted to its stores, calibrated with its true fine-tunes; needs no model library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import RunConfig
+from .errors import ConfigError
+from .estimation.estimator import SubsetEstimator
+from .files import read_json
+from .fingerprints import value_fingerprint
+from .stores import checkpoint_steps, run_stores
+from .truth import VERIFICATION_FILE, calibrate_with, cross_calibrated
+
+BEST = "best"
+
+
+def fit_run_estimator(
+    output_dir: Path,
+    config: RunConfig,
+    *,
+    checkpoint: Any = None,
+    surrogate: str | None = None,
+    regularization: float | None = None,
+) -> SubsetEstimator:
+    """Fit an estimator to a run's stores; what is None is as the configuration says.
+
+    Args:
+        output_dir: the run's folder.
+        config: its configuration.
+        checkpoint: a kept meta checkpoint, `average`, or `best`: the one that predicts the run's true fine-tunes best.
+        surrogate, regularization: see `SubsetEstimator`.
+
+    Raises:
+        ConfigError: for a checkpoint that was not kept, and for `best` without true fine-tunes.
+        StoreError: when a store is missing or unfinished.
+    """
+    options = config.estimator
+    estimator = SubsetEstimator(
+        surrogate or options.surrogate,
+        options.regularization if regularization is None else regularization,
+        config.budget,
+    )
+    checkpoint = checkpoint or options.checkpoint
+    if checkpoint == BEST:
+        checkpoint = best_checkpoint(output_dir, estimator, config.target.task)
+    return estimator.fit(run_stores(output_dir, checkpoint), config.target.task)
+
+
+def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, target: str) -> str:
+    """Return the kept checkpoint (or `average`) whose calibrated estimates predict true fine-tunes best.
+
+    Each is judged by the mean error of leave-one-subset-out predictions.
+
+    Raises:
+        ConfigError: when the run has no true fine-tunes.
+    """
+    truth = true_losses(output_dir, target)
+    if truth is None:
+        raise ConfigError(
+            f"checkpoint 'best' needs true fine-tunes, and {output_dir} has none: run `hf-tasksel verify` first"
+        )
+    subsets, losses = truth
+    errors = {}
+    for name in [*checkpoint_steps(output_dir), "average"]:
+        estimator.fit(run_stores(output_dir, name), target)
+        mean, _ = cross_calibrated(estimator, subsets, losses)
+        errors[name] = float(np.abs(mean - [np.mean(same) for same in losses]).mean())
+    return min(errors, key=errors.__getitem__)
+
+
+def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path) -> int:
+    """Calibrate a run's estimator with what `verify` left in its folder; returns the number of true fine-tunes."""
+    truth = true_losses(output_dir, estimator.target_)
+    if truth is None or any(set(subset) - set(estimator.task_names_) for subset in truth[0]):
+        return 0  # none, or of another configuration in the same folder
+    calibrate_with(estimator, *truth)
+    return sum(map(len, truth[1]))
+
+
+def true_losses(output_dir: Path, target: str) -> tuple[list[list[str]], list[list[float]]] | None:
+    """Return the subsets that were really fine-tuned and their losses, one per seed; None when there are none."""
+    path = output_dir / VERIFICATION_FILE
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    return (values["subsets"], values["true_losses"]) if values["target"] == target else None
+
+
+def truth_fingerprint(output_dir: Path, target: str) -> str | None:
+    """Hash the true losses that estimates are calibrated with; None when there are none."""
+    truth = true_losses(output_dir, target)
+    return None if truth is None else value_fingerprint(truth)
