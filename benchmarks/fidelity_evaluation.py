@@ -25,16 +25,19 @@ from hf_tasksel.run_record import versions
 from hf_tasksel.stores import checkpoint_steps, store_path
 from hf_tasksel.truth import calibrate_with, seed_columns
 
-REGULARIZATIONS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
-SURROGATES = (
-    "empirical_fisher",
-    "gradient_flow",
-    "offset_logistic",
-    "plain_logistic",
-    "inner_product",
-    "cosine",
-    ("empirical_fisher", "offset_logistic"),
-)
+CLOSED = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+COARSE = (0.01, 0.1, 1.0, 10.0)
+MAIN = ("half", "end")
+# surrogate -> relative λ, and the checkpoints it is tried at (None: all)
+SURROGATES: dict[Any, tuple[tuple[float, ...], tuple[str, ...] | None]] = {
+    "empirical_fisher": (CLOSED, None),
+    "gradient_flow": (COARSE, MAIN),
+    "offset_logistic": (COARSE, MAIN),
+    "plain_logistic": (COARSE, MAIN),
+    "inner_product": ((1.0,), None),
+    "cosine": ((1.0,), None),
+    ("empirical_fisher", "offset_logistic"): (COARSE, MAIN),
+}
 CALIBRATION_RUNS = (0, 3, 5, 10, 20)
 DRAWS = 20
 MAX_EXACT_SAMPLES = 3000
@@ -139,11 +142,15 @@ def all_estimates(
     stores: dict[tuple[str, str], list[GradientStore]], run: Run, subsets: Sequence[Sequence[str]]
 ) -> Iterator[tuple[Option, np.ndarray]]:
     """Estimate all subsets with every option."""
-    budgets = dict.fromkeys(["steps", run.config.budget])
-    for ((checkpoint, sketch), chosen), surrogate in itertools.product(stores.items(), SURROGATES):
-        if sketch == "exact gradients" and surrogate != "empirical_fisher":
+    for ((checkpoint, sketch), chosen), (surrogate, (values, wanted)) in itertools.product(
+        stores.items(), SURROGATES.items()
+    ):
+        exact = sketch == "exact gradients"
+        if (wanted and checkpoint not in wanted) or (exact and surrogate != "empirical_fisher"):
             continue
-        for regularization, budget in itertools.product(REGULARIZATIONS, budgets):
+        both = surrogate == "empirical_fisher" and not exact
+        budgets = dict.fromkeys(["steps", "epochs"] if both else [run.config.budget])
+        for regularization, budget in itertools.product(values, budgets):
             estimator = SubsetEstimator(surrogate, regularization, budget).fit(chosen, run.config.target.task)
             yield Option(surrogate, regularization, checkpoint, sketch, budget), estimator.predict(subsets)
 
