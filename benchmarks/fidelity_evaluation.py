@@ -131,7 +131,9 @@ def exact_store(run: Run, step: int) -> GradientStore:
     whole, reduced = (run.output_dir / "exact" / f"{kind}-{step}" for kind in ("gradients", "basis"))
     if not (reduced / MANIFEST_FILE).is_file():
         model = load_adapter(load_base(run.config), run.output_dir / "meta" / f"checkpoint-{step}", is_trainable=True)
-        collator = GradientCollator(pipeline.make_collator(run).data_collator, projection="identity", dtype="float32")
+        collator = GradientCollator(
+            pipeline.make_collator(run, step).data_collator, projection="identity", dtype="float32"
+        )
         splits = {name: run.tokenized[name] for name in ("train", "dev")}
         isometric_store(collator.collect(model, splits, whole, shard_size=256), reduced)
         shutil.rmtree(whole)

@@ -106,7 +106,9 @@ def exact_gradients(
         rows = run.tokenized[name]
         splits[name] = rows.select(np.sort(rng.choice(len(rows), min(count, len(rows)), replace=False)))
     folder = tempfile.mkdtemp()
-    collator = GradientCollator(pipeline.make_collator(run).data_collator, projection="identity", dtype="float32")
+    collator = GradientCollator(
+        pipeline.make_collator(run, step).data_collator, projection="identity", dtype="float32"
+    )
     store = collator.collect(model, splits, folder, shard_size=64)
     shapes = trainable_shapes(model)
     return store, shapes, sorted(shapes)

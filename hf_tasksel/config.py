@@ -104,6 +104,7 @@ class GradientsConfig:
         objectives: `loss`, `log_odds`, or both.
         projection, dim, seeds, dtype: the sketch of each gradient; see `GradientCollator`.
         checkpoints: meta checkpoints to expand at: `half`, `end`, or a step number.
+        preconditioner: `adam` takes gradients in the metric of meta training's optimizer.
         batch_size, tokens_per_batch, shard_size, self_check: see `PassOptions`; they do not change the result.
     """
 
@@ -113,10 +114,15 @@ class GradientsConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     dtype: str = "float16"
     checkpoints: list[Any] = field(default_factory=lambda: ["half", "end"])
+    preconditioner: str | None = None
     batch_size: int = 64
     tokens_per_batch: int | None = 4096
     shard_size: int = 1024
     self_check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.preconditioner not in (None, "adam"):
+            raise ConfigError(f"preconditioner must be 'adam' or null, not {self.preconditioner!r}")
 
 
 @dataclass

@@ -47,7 +47,7 @@ def check_expansion(run: Run) -> list[ExpansionError]:
         run.say(f"measuring expansion errors at {folder.name}")
         model = load_adapter(load_base(run.config), run.output_dir / "meta" / folder.name, is_trainable=True)
         model.to(run.meta_args.device)
-        collator = make_collator(run)
+        collator = make_collator(run, int(folder.name.rsplit("-", 1)[1]))
         collator.prepare(model)
         directions = {
             SURROGATE: surrogate_direction(estimator, collator.projections, model),

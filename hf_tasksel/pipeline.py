@@ -23,6 +23,7 @@ from .files import atomic_path, read_json, write_json
 from .fine_tuning import fine_tune
 from .fingerprints import value_fingerprint
 from .gradients.collator import GradientCollator
+from .gradients.preconditioning import load_second_moments
 from .gradients.store import MANIFEST_FILE, GradientStore
 from .models import add_lora, load_adapter, load_base, lora_config
 from .plots import plot_selection
@@ -105,7 +106,7 @@ def collect(run: Run) -> None:
         else:
             load_adapter_weights(model, run.output_dir / "meta" / f"checkpoint-{step}")
         with run.record.stage(stage, value_fingerprint(settings), settings):
-            make_collator(run).collect(
+            make_collator(run, step).collect(
                 model,
                 splits,
                 folder,
@@ -115,11 +116,12 @@ def collect(run: Run) -> None:
             )
 
 
-def make_collator(run: Run) -> GradientCollator:
-    """Return the collator that the section `gradients` describes."""
-    return GradientCollator(
-        DataCollatorForSeq2Seq(run.tokenizer, padding=True), **section_part(run.config.gradients, SKETCH_OPTIONS)
-    )
+def make_collator(run: Run, step: int) -> GradientCollator:
+    """Return the collator that the section `gradients` describes, for the checkpoint at a step."""
+    options = section_part(run.config.gradients, SKETCH_OPTIONS)
+    if run.config.gradients.preconditioner:
+        options["second_moments"] = load_second_moments(run.output_dir / "meta" / f"checkpoint-{step}")
+    return GradientCollator(DataCollatorForSeq2Seq(run.tokenizer, padding=True), **options)
 
 
 def is_whole(folder: Path, repair: bool) -> bool:

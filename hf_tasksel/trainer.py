@@ -26,7 +26,9 @@ from .distributed import distributed_rank
 from .errors import DataError, ModelError
 from .formatting import tokenize_rows
 from .gradients.collator import GradientCollator, TaskDataCollator
+from .gradients.model import unwrap
 from .gradients.objective import sample_objectives, shifts_labels
+from .gradients.preconditioning import save_second_moments
 from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
 from .sampling import MultitaskSampler
@@ -51,6 +53,12 @@ class MetaCheckpointCallback(TrainerCallback):
         if state.global_step in {checkpoint_step(c, state.max_steps) for c in self.checkpoints}:
             control.should_save = True
         return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Keep Adam's second moments with the checkpoint: gradients may be taken in its metric."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.global_step in {checkpoint_step(c, state.max_steps) for c in self.checkpoints}:
+            save_second_moments(unwrap(kwargs["model"]), kwargs["optimizer"], folder, state.is_world_process_zero)
 
 
 class ExactLoss:

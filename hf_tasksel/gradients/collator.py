@@ -15,7 +15,8 @@ from .gradient_pass import PassOptions, collect_gradients
 from .model import check_adapter, unwrap
 from .objective import OBJECTIVES
 from .per_sample import trainable_shapes
-from .projection import make_projection
+from .preconditioning import Preconditioned
+from .projection import Projection, make_projection
 from .samples import SIDE_COLUMNS
 from .store import GradientStore, StoreLayout
 
@@ -50,6 +51,7 @@ class GradientCollator(TaskDataCollator):
         dim: length of a projected gradient.
         seeds: seeds of the projection; several give several sketches of each gradient in one pass.
         dtype: dtype that gradients are stored in, `float16` or `float32`.
+        second_moments: canonical parameter name -> Adam's second moments, to project gradients in Adam's metric.
 
     Raises:
         ConfigError: for an unknown objective, projection or dtype, and for repeated seeds.
@@ -64,6 +66,7 @@ class GradientCollator(TaskDataCollator):
         dim: int = 400,
         seeds: Sequence[int] = (0,),
         dtype: str = "float16",
+        second_moments: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__(data_collator)
         if not objectives or any(o not in OBJECTIVES for o in objectives):
@@ -73,7 +76,9 @@ class GradientCollator(TaskDataCollator):
         if not seeds or len(set(seeds)) != len(seeds):
             raise ConfigError(f"gradients.seeds must be one or several different integers, not {list(seeds)}")
         self.objectives = list(objectives)
-        self.projections = [make_projection(projection, dim, seed) for seed in seeds]
+        self.projections: list[Projection] = [make_projection(projection, dim, seed) for seed in seeds]
+        if second_moments is not None:
+            self.projections = [Preconditioned(inner, second_moments) for inner in self.projections]
         self.dtype = dtype
 
     def collect(
