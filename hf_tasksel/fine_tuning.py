@@ -31,6 +31,7 @@ from .files import read_json
 from .formatting import tokenize_rows
 from .models import DEFAULT_LORA
 from .progress import show_progress
+from .selection.mixture import MixtureResult
 from .selection.result import SELECTION_FILE, SelectionResult
 from .tasks import combine_tasks, task_names
 
@@ -67,7 +68,7 @@ class TunedModel:
 def fine_tune(
     model: str | PreTrainedModel,
     tasks: Dataset | DatasetDict | Mapping[str, Dataset],
-    selection: SelectionResult | Sequence[str],
+    selection: SelectionResult | MixtureResult | Sequence[str],
     args: Any,
     *,
     peft_config: PeftConfig | None = None,
@@ -78,7 +79,7 @@ def fine_tune(
     Args:
         model: the pretrained base: Hub id, folder, or a loaded model without adapter (which is changed).
         tasks: all tasks, as text rows (`prompt`, `completion`) or tokenized (`input_ids`, `labels`).
-        selection: what to train on: a selection, or task names.
+        selection: what to train on: a selection, task names, or a mixture, whose shares decide how often rows occur.
         args: `trl.SFTConfig` for a decoder, `Seq2SeqTrainingArguments` for an encoder-decoder.
         peft_config: LoRA configuration; r 16, alpha 32 on all linear layers if None.
         processing_class: the tokenizer; loaded with the model if None.
@@ -87,10 +88,12 @@ def fine_tune(
         ConfigError: for an unknown task name.
         DataError: when the union is empty.
     """
-    chosen = list(selection.selected if isinstance(selection, SelectionResult) else selection)
+    chosen = chosen_tasks(selection)
     base, tokenizer = load_pair(model, processing_class)
     is_encoder_decoder = bool(base.config.is_encoder_decoder)
     rows = union_rows(combine_tasks(tasks), chosen)
+    if isinstance(selection, MixtureResult):
+        rows = mixture_rows(rows, selection.sample_shares, args.seed)
     if "input_ids" not in rows.column_names:
         rows = tokenize_rows(rows, tokenizer, getattr(args, "max_length", None), is_encoder_decoder)
     rows = rows.select_columns(["input_ids", "labels"])
@@ -106,12 +109,40 @@ def fine_tune(
     trainer.model.save_pretrained(str(output_dir), is_main_process=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(str(output_dir))
-        if isinstance(selection, SelectionResult):
+        if isinstance(selection, SelectionResult | MixtureResult):
             selection.save(output_dir)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         (output_dir / "training_log.json").write_text(json.dumps(history) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return TunedModel(output_dir, chosen, len(rows), trainer.state.global_step, seconds)
+
+
+def chosen_tasks(selection: SelectionResult | MixtureResult | Sequence[str]) -> list[str]:
+    """Return the names of the tasks that are trained on."""
+    if isinstance(selection, MixtureResult):
+        return [name for name, share in selection.sample_shares.items() if share > 0]
+    return list(selection.selected if isinstance(selection, SelectionResult) else selection)
+
+
+def mixture_rows(rows: Dataset, shares: Mapping[str, float], seed: int) -> Dataset:
+    """Return as many rows as there are, the tasks in the given shares.
+
+    A task that needs more rows than it has repeats all of them as often as they fit, and a random part once more.
+
+    Args:
+        rows: rows of several tasks.
+        shares: task -> share of the rows, summing to one.
+        seed: seeds the random parts.
+    """
+    rng = np.random.default_rng(seed)
+    task, names = np.asarray(rows["task"]), rows.features["task"]
+    positions = []
+    for name, share in shares.items():
+        mine = np.flatnonzero(task == names.str2int(name)) if share > 0 else np.empty(0, dtype=int)
+        if len(mine):
+            whole, part = divmod(round(share * len(rows)), len(mine))
+            positions += [mine] * whole + [rng.choice(mine, part, replace=False)]
+    return rows.select(np.sort(np.concatenate(positions)))
 
 
 def load_pair(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from trl import SFTConfig
 
-from hf_tasksel import SelectionResult, fine_tune
+from hf_tasksel import MixtureResult, SelectionResult, fine_tune
 from hf_tasksel.errors import ConfigError, DataError
 from hf_tasksel.evaluation import mean_loss
-from hf_tasksel.fine_tuning import union_rows
+from hf_tasksel.fine_tuning import mixture_rows, union_rows
 from hf_tasksel.formatting import tokenize_rows
 from hf_tasksel.models import load_adapter
 from hf_tasksel.tasks import combine_tasks
@@ -34,6 +36,29 @@ def test_the_union_holds_the_rows_of_the_chosen_tasks_in_order(text_tasks):
         union_rows(combine_tasks(text_tasks), ["nxt"])
     with pytest.raises(DataError, match="no task is selected"):
         union_rows(combine_tasks(text_tasks), [])
+
+
+def test_a_mixture_repeats_and_leaves_out_rows_by_its_shares(text_tasks):
+    rows = combine_tasks(text_tasks)
+    found = mixture_rows(rows, {"next": 0.75, "same": 0.25, "skip": 0.0}, seed=0)
+    assert len(found) == len(rows) == 36
+    counts = Counter(found["task"])
+    names = rows.features["task"]
+    assert counts == {names.str2int("next"): 27, names.str2int("same"): 9}
+    times = Counter(found["sample_idx"])
+    repeats = [
+        times[i] for i, task in zip(rows["sample_idx"], rows["task"], strict=True) if task == names.str2int("next")
+    ]
+    assert sorted(set(repeats)) == [2, 3]  # 12 rows twice, and 3 of them once more
+    assert mixture_rows(rows, {"next": 0.75, "same": 0.25}, seed=0)["sample_idx"][:] == found["sample_idx"][:]
+
+
+def test_a_fine_tune_on_a_mixture_keeps_its_weights(args, text_tasks, base_folder):
+    shares = {"next": 0.75, "skip": 0.0, "same": 0.25}
+    mixture = MixtureResult("goal", shares, shares, 1.0, 1.1, 1.05, ["next"])
+    tuned = fine_tune(str(base_folder), text_tasks, mixture, args)
+    assert tuned.tasks == ["next", "same"]
+    assert MixtureResult.load(tuned.output_dir) == mixture
 
 
 def test_a_fine_tune_from_a_folder_lowers_the_loss_and_saves_the_evidence(args, text_tasks, base_folder, tokenizer):
