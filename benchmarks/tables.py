@@ -127,11 +127,63 @@ def expansion() -> str:
     return markdown(header, rows, "expansion")
 
 
+def estimation_speed() -> str:
+    """A thousand subsets, and the greedy search."""
+    values = result("estimation")
+    rows = [
+        [
+            name.replace("_", " "),
+            r["fit_seconds"],
+            r["predict_seconds"],
+            r["scikit_learn_seconds"],
+            f"{r['speed_up']:,.0f} ×",
+        ]
+        for name, r in values["thousand_subsets"].items()
+    ]
+    header = ["surrogate", "fit, s", "1,000 subsets, s", "scikit-learn one by one, s", "median ratio"]
+    return markdown(header, rows, "estimation")
+
+
+def fidelity_instruct() -> str:
+    """Every surrogate and option on the reporting half of the instruction study."""
+    return fidelity("instruct")
+
+
+def fidelity(study: str) -> str:
+    """One row per reported option, then the constant predictor and the agreement of two seeds."""
+    values = result(f"fidelity_{study}")
+    rows = []
+    for name, r in values["reported"].items():
+        option, (low, high) = r["option"], r["intervals"]["spearman"]
+        where = f"{option['checkpoint']}, λ {option['regularization']:g}, {option['budget']}"
+        spearman = f"{r['spearman']:.2f} ({low:.2f}, {high:.2f})"
+        rows.append([name.replace("_", " "), where, spearman, f"{r['pearson']:.2f}", f"{r['relative_error']:.1%}"])
+    last = next(iter(values["reported"].values()))
+    rows.append(["constant predictor", "", "0", "0", f"{last['constant_error']:.1%}"])
+    ceiling = [f"{last['ceiling_spearman']:.2f}", f"{last['ceiling_pearson']:.2f}", f"{last['ceiling_error']:.1%}"]
+    rows.append(["one seed for the other", "", *ceiling])
+    header = ["best on the first half, by", "chosen there", "Spearman (90 %)", "Pearson", "relative error, raw"]
+    return markdown(header, rows, f"fidelity_{study}")
+
+
+def calibration_instruct() -> str:
+    """What true fine-tunes add."""
+    rows = [
+        [r["predictor"], r["true_runs"], f"{r['spearman']:.2f}", f"{r['relative_error']:.1%}", f"{r['coverage']:.0%}"]
+        for r in result("fidelity_instruct")["calibration"]
+    ]
+    header = ["", "true runs", "Spearman", "relative error", "90 % intervals hold"]
+    return markdown(header, rows, "fidelity_instruct")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gradient_speed": gradient_speed,
     "gradient_costs": gradient_costs,
     "projections": projections,
     "expansion": expansion,
+    "estimation_speed": estimation_speed,
+    "fidelity_instruct": fidelity_instruct,
+    "calibration_instruct": calibration_instruct,
 }
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from rich.console import Console
@@ -35,20 +36,25 @@ def print_result(current: Any, config: RunConfig, command: str, result: Any, as_
         console.print(evaluation_table(rows, selection))
     if isinstance(result, str):
         console.print(f"pushed to {escape(result)}")
-    for line in closing_lines(current, selection, config.task_notes):
+    for line in closing_lines(current, selection, rows, config.task_notes):
         console.print(escape(line), highlight=False)
 
 
 def effects_table(selection: SelectionResult, notes: dict[str, str]) -> Table:
-    """One row per task: chosen or not, and what it is estimated to do."""
+    """One row per task: chosen or not, what the search ranked it by, and what it is estimated to do."""
     table = Table(title=f"tasks for {escape(selection.target)}", title_justify="left")
     table.add_column("task")
     table.add_column("selected")
-    table.add_column("estimated effect on loss", justify="right")
+    if selection.scores:
+        table.add_column("score, low is good", justify="right")
+    table.add_column("effect beside the selected", justify="right")
     if notes:
         table.add_column("note")
-    for task, effect in sorted(selection.effects.items(), key=lambda item: item[1]):
-        cells = [escape(task), "yes" if task in selection.selected else "", f"{effect:+.4f}"]
+    ranking = selection.scores or selection.effects
+    for task in sorted(selection.effects, key=lambda name: ranking[name]):
+        cells = [escape(task), "yes" if task in selection.selected else ""]
+        cells += [f"{selection.scores[task]:+.4f}"] if selection.scores else []
+        cells += [f"{selection.effects[task]:+.4f}"]
         table.add_row(*cells, *([escape(notes.get(task, ""))] if notes else []))
     return table
 
@@ -70,7 +76,22 @@ def evaluation_table(rows: list[EvaluationRow], selection: SelectionResult | Non
     return table
 
 
-def closing_lines(current: Any, selection: SelectionResult | None, notes: dict[str, str]) -> list[str]:
+def disappointment(rows: list[EvaluationRow]) -> str | None:
+    """Say when the selection did no better than all tasks or than the base."""
+    test = {row.model: row.test_loss for row in rows}
+    better = [
+        name for name in ("base", "all tasks") if name in test and test[name] <= test.get("selection", -math.inf)
+    ]
+    if not better:
+        return None
+    return (
+        f"The selection did no better on test than {' and '.join(better)}: its tasks do not help, or estimates misled."
+    )
+
+
+def closing_lines(
+    current: Any, selection: SelectionResult | None, rows: list[EvaluationRow], notes: dict[str, str]
+) -> list[str]:
     """Say what was chosen, how far to trust it, how long each stage took, and where everything is."""
 
     def named(tasks: list[str]) -> str:
@@ -79,8 +100,12 @@ def closing_lines(current: Any, selection: SelectionResult | None, notes: dict[s
     lines = []
     if selection is not None:
         lines += [f"selected: {named(selection.selected)}", f"dropped: {named(selection.dropped)}"]
-        lines.append("Estimates are first-order and not calibrated: trust how they rank subsets, not their values.")
+        lines += [worse] if (worse := disappointment(rows)) else []
+        lines.append("Estimates are first-order: `hf-tasksel verify` says how far to trust them, and calibrates them.")
     stages = current.record.values["stages"]
-    lines.append("seconds: " + ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in stages.items()))
+    lines.append(
+        "seconds, of each stage when it ran: "
+        + ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in stages.items())
+    )
     lines.append(f"everything is in {current.output_dir}")
     return lines

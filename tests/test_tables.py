@@ -1,0 +1,37 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hf_tasksel.evaluation import EvaluationRow
+from hf_tasksel.selection.result import SelectionResult
+from hf_tasksel.tables import disappointment, effects_table
+
+
+def rows(base: float, everything: float, selection: float) -> list[EvaluationRow]:
+    losses = {"base": base, "all tasks": everything, "selection": selection}
+    return [EvaluationRow(name, 1, None, loss, loss) for name, loss in losses.items()]
+
+
+@pytest.mark.parametrize(
+    ("losses", "names"),
+    [((3, 2, 1), None), ((3, 1, 2), "all tasks"), ((1, 3, 2), "base"), ((1, 1, 2), "base and all tasks")],
+)
+def test_a_selection_that_does_not_help_is_pointed_out(losses, names):
+    said = disappointment(rows(*losses))
+    assert (said is None) if names is None else f"no better on test than {names}:" in said
+
+
+def test_tasks_are_listed_by_what_the_search_ranked_them_by():
+    selection = SelectionResult(
+        "goal", "random_ensemble", ["b"], ["a"], 1.0, 2.0, effects={"a": -0.5, "b": 0.1}, scores={"a": 3.0, "b": 2.0}
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(effects_table(selection, {}))
+    lines = console.export_text().splitlines()
+    order = [line.split()[1] for line in lines if "+2.0000" in line or "+3.0000" in line]
+    assert order == ["b", "a"]
