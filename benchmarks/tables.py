@@ -144,14 +144,9 @@ def estimation_speed() -> str:
     return markdown(header, rows, "estimation")
 
 
-def fidelity_instruct() -> str:
-    """Every surrogate and option on the reporting half of the instruction study."""
-    return fidelity("instruct")
-
-
-def fidelity(study: str) -> str:
+def fidelity_quickstart() -> str:
     """One row per reported option, then the constant predictor and the agreement of two seeds."""
-    values = result(f"fidelity_{study}")
+    values = result("fidelity_quickstart")
     rows = []
     for name, r in values["reported"].items():
         option, (low, high) = r["option"], r["intervals"]["spearman"]
@@ -163,17 +158,17 @@ def fidelity(study: str) -> str:
     ceiling = [f"{last['ceiling_spearman']:.2f}", f"{last['ceiling_pearson']:.2f}", f"{last['ceiling_error']:.1%}"]
     rows.append(["one seed for the other", "", *ceiling])
     header = ["best on the first half, by", "chosen there", "Spearman (90 %)", "Pearson", "relative error, raw"]
-    return markdown(header, rows, f"fidelity_{study}")
+    return markdown(header, rows, "fidelity_quickstart")
 
 
-def calibration_instruct() -> str:
+def calibration_quickstart() -> str:
     """What true fine-tunes add."""
     rows = [
         [r["predictor"], r["true_runs"], f"{r['spearman']:.2f}", f"{r['relative_error']:.1%}", f"{r['coverage']:.0%}"]
-        for r in result("fidelity_instruct")["calibration"]
+        for r in result("fidelity_quickstart")["calibration"]
     ]
     header = ["", "true runs", "Spearman", "relative error", "90 % intervals hold"]
-    return markdown(header, rows, "fidelity_instruct")
+    return markdown(header, rows, "fidelity_quickstart")
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -182,8 +177,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "projections": projections,
     "expansion": expansion,
     "estimation_speed": estimation_speed,
-    "fidelity_instruct": fidelity_instruct,
-    "calibration_instruct": calibration_instruct,
+    "fidelity_quickstart": fidelity_quickstart,
+    "calibration_quickstart": calibration_quickstart,
 }
 
 if __name__ == "__main__":

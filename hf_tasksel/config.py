@@ -148,7 +148,7 @@ class SelectionConfig:
         max_tasks, min_tasks: bounds on the number of chosen tasks. `min_tasks` is a quarter of the tasks by default:
             estimates of smaller subsets extrapolate too far.
         num_subsets, subset_fraction, seed: of the searches that draw random subsets.
-        tolerance_std: of the searches that go step by step: the least gain, in standard deviations of the estimate.
+        tolerance_std: of the searches that go step by step: the least gain, in its own standard deviations.
         cost_per_token: by how many nats per token a million more training tokens must lower the loss.
     """
 

@@ -50,7 +50,8 @@ class Calibration:
         draws = qmc.Sobol(2, seed=0).random(NUM_DRAWS)
         scales = np.exp(np.log([TASK_SCALE, NOISE_SCALE]) + LOG_SPREAD * norm.ppf(draws.clip(1e-9, 1 - 1e-9)))
         self.task_variance, self.noise_variance = scales.T**2
-        covariance = self._kernels(self.x, self.z, self.x, self.z) + self._noise(len(y))
+        noise = self.noise_variance[:, None, None] * np.eye(len(y))
+        covariance = self._kernels(np.ones(len(y)), self.x, self.z) + noise
         self.factors = np.linalg.cholesky(covariance)
         whitened = np.linalg.solve(self.factors, self.y[:, None])[..., 0]
         self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
@@ -63,21 +64,35 @@ class Calibration:
 
     def predict(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation, each (m,), of the loss that a true fine-tune would have."""
-        starts = range(0, len(estimates), ROWS_PER_CHUNK)
-        parts = [self._predict(estimates[i : i + ROWS_PER_CHUNK], indicators[i : i + ROWS_PER_CHUNK]) for i in starts]
-        means, stds = zip(*parts, strict=True)
-        return np.concatenate(means), np.concatenate(stds)
+        mean, std = self._posterior(np.ones(len(estimates)), *self._inputs(estimates, indicators), noise=True)
+        return self.shift + mean, std
 
-    def _predict(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def difference(
+        self, estimates: np.ndarray, indicators: np.ndarray, other_estimates: np.ndarray, other_indicators: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation, each (m,), of the first subsets' expected losses minus the others'.
+
+        The noise of single fine-tunes is left out: the difference is that between means over many seeds.
+        """
         x, z = self._inputs(estimates, indicators)
-        cross = self._kernels(x, z, self.x, self.z)
+        other_x, other_z = self._inputs(other_estimates, other_indicators)
+        return self._posterior(np.zeros(len(x)), x - other_x, z - other_z, noise=False)
+
+    def _posterior(self, one: np.ndarray, x: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return posterior means and standard deviations of a·one + b·x + zᵀu, in nats, in chunks of rows."""
+        chunks = [slice(i, i + ROWS_PER_CHUNK) for i in range(0, len(x), ROWS_PER_CHUNK)]
+        parts = [self._chunk(one[rows], x[rows], z[rows], noise) for rows in chunks]
+        means, stds = zip(*parts, strict=True)
+        return self.unit * np.concatenate(means), self.unit * np.concatenate(stds)
+
+    def _chunk(self, one: np.ndarray, x: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
+        cross = self._kernels(one, x, z)
         means = SLOPE_MEAN * x + (cross @ self.coefficients[..., None])[..., 0]
         explained = (np.linalg.solve(self.factors, np.swapaxes(cross, 1, 2)) ** 2).sum(1)
-        own = SHIFT_STD**2 + SLOPE_STD**2 * x**2 + self.task_variance[:, None] * (z**2).sum(1)
-        variances = np.maximum(own - explained, 0) + self.noise_variance[:, None]
+        own = SHIFT_STD**2 * one**2 + SLOPE_STD**2 * x**2 + self.task_variance[:, None] * (z**2).sum(1)
+        variances = np.maximum(own - explained, 0) + noise * self.noise_variance[:, None]
         mean = self.draw_weights @ means
-        variance = self.draw_weights @ (variances + (means - mean) ** 2)
-        return self.shift + self.unit * mean, self.unit * np.sqrt(variance)
+        return mean, np.sqrt(self.draw_weights @ (variances + (means - mean) ** 2))
 
     @property
     def noise(self) -> float:
@@ -89,10 +104,7 @@ class Calibration:
         z = indicators / np.maximum(indicators.max(1, keepdims=True), 1e-12)
         return (np.asarray(estimates) - self.centre) / self.spread, (2 * z - 1) / np.sqrt(z.shape[1])
 
-    def _kernels(self, x: np.ndarray, z: np.ndarray, x2: np.ndarray, z2: np.ndarray) -> np.ndarray:
-        """Return prior covariances (draws, len(x), len(x2)) without noise."""
-        affine = SHIFT_STD**2 + SLOPE_STD**2 * np.outer(x, x2)
-        return affine + self.task_variance[:, None, None] * (z @ z2.T)
-
-    def _noise(self, count: int) -> np.ndarray:
-        return self.noise_variance[:, None, None] * np.eye(count)
+    def _kernels(self, one: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Return prior covariances (draws, rows, k) with the runs, without noise."""
+        affine = SHIFT_STD**2 * one[:, None] + SLOPE_STD**2 * np.outer(x, self.x)
+        return affine + self.task_variance[:, None, None] * (z @ self.z.T)

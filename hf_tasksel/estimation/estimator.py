@@ -129,13 +129,34 @@ class SubsetEstimator(BaseEstimator):
             mean, std = self.calibration_.predict(mean, weights)
         return (mean, std) if return_std else mean
 
+    def predict_difference(self, subsets: Subsets, others: Subsets) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate by how much the loss of each subset is above that of another, with a standard deviation.
+
+        What two subsets share (dev samples, sketches, the level of the loss) cancels, so that the deviation is smaller
+        than those of the two estimates suggest.
+
+        Args:
+            subsets, others: m subsets each, as in `predict`.
+
+        Returns:
+            (m,) differences in nats per token and (m,) standard deviations.
+        """
+        check_is_fitted(self)
+        first, second = self.task_weights(subsets), self.task_weights(others)
+        if self.calibration_ is not None:
+            estimates = [self._first_order(weights)[0] for weights in (first, second)]
+            return self.calibration_.difference(estimates[0], first, estimates[1], second)
+        rows = [
+            (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev.share)
+            for surrogates, dev in self.expansions_
+        ]
+        return over_expansions(rows)
+
     def _first_order(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return uncalibrated estimates and their standard deviations, over expansions and dev samples."""
-        rows = [(self._rows(surrogates, dev, weights), dev.share) for surrogates, dev in self.expansions_]
-        means = torch.stack([r @ share for r, share in rows])
-        sampling = torch.stack([(r - (r @ share)[:, None]).square() @ share.square() for r, share in rows]).mean(0)
-        between = means.var(0) if len(rows) > 1 else torch.zeros_like(sampling)
-        return means.mean(0).cpu().numpy(), (sampling + between).sqrt().cpu().numpy()
+        return over_expansions(
+            [(self._rows(surrogates, dev, weights), dev.share) for surrogates, dev in self.expansions_]
+        )
 
     def _rows(self, surrogates: list[Surrogate], dev: DevStatistics, weights: np.ndarray) -> Tensor:
         """Return (m, k) estimates of every dev sample."""
@@ -220,6 +241,18 @@ class SubsetEstimator(BaseEstimator):
         if len(empty):
             raise DataError(f"subset {int(empty[0])} is empty: name at least one task")
         return weights
+
+
+def over_expansions(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return means (m,) and standard deviations (m,) over dev samples and expansions.
+
+    Args:
+        rows: for each expansion, numbers (m, k) about k dev samples and the shares (k,) of these in a mean.
+    """
+    means = torch.stack([r @ share for r, share in rows])
+    sampling = torch.stack([(r - (r @ share)[:, None]).square() @ share.square() for r, share in rows]).mean(0)
+    between = means.var(0) if len(rows) > 1 else torch.zeros_like(sampling)
+    return means.mean(0).cpu().numpy(), (sampling + between).sqrt().cpu().numpy()
 
 
 def mean_displacement(surrogates: Sequence[Surrogate], weights: np.ndarray) -> Tensor:

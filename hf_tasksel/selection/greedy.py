@@ -37,11 +37,11 @@ def forward_selection(
             up to date; all of them before a step that lowers nothing. Exact when gains only shrink as the subset
             grows (a submodular function). Estimates need not be so: then it is a heuristic. With False, all candidates
             at every step.
-        tolerance_std: stop already when the best gain is not above this many standard deviations of the new estimate.
+        tolerance_std: stop already when the best gain is not above this many of its standard deviations.
         cost_per_token: nats per million training tokens, added to what is minimised but not to reported estimates.
 
     Raises:
-        ConfigError: for bounds that exclude each other, negative options, or a tolerance without `return_std`.
+        ConfigError: for bounds that exclude each other, negative options, or a tolerance without `predict_difference`.
 
     Reference:
         arXiv 2409.19458, section 3.3; lazy evaluation: Minoux 1978.
@@ -78,7 +78,7 @@ def backward_elimination(
     while row.sum() > low:
         move, best = best_move(objective, row, [(int(i),) for i in np.flatnonzero(row)])
         candidate = flipped(row, [move])[0]
-        if row.sum() <= high and not objective.improves(value, best, candidate):
+        if row.sum() <= high and not objective.improves(value, best, row, candidate):
             break
         row, value = candidate, best
         steps.append(make_step(objective, f"-{objective.names[move[0]]}", row, value))
@@ -110,7 +110,7 @@ def swap_selection(
                 continue
             move, best = best_move(objective, row, moves)
             candidate = flipped(row, [move])[0]
-            if objective.improves(value, best, candidate):
+            if objective.improves(value, best, row, candidate):
                 change = " ".join(f"{'-' if row[i] else '+'}{objective.names[i]}" for i in move)
                 row, value, moved = candidate, best, True
                 steps.append(make_step(objective, change, row, value))
@@ -142,7 +142,7 @@ def add_tasks(objective: Objective, low: int, high: int, lazy: bool) -> tuple[np
     steps: list[SelectionStep] = []
     for task, new in greedy_additions(objective, len(row), lazy, low):
         candidate = flipped(row, [[task]])[0]
-        if len(steps) >= low and not objective.improves(value, new, candidate):
+        if len(steps) >= low and not objective.improves(value, new, row, candidate):
             break
         row, value = candidate, new
         steps.append(make_step(objective, f"+{objective.names[task]}", row, value))

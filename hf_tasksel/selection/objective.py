@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -20,8 +19,8 @@ class Objective:
     Args:
         estimator: a fitted estimator with n tasks.
         cost_per_token: nats per million training tokens; 0 for the plain estimate.
-        tolerance_std: a subset is better only when it is lower by more than this many standard deviations of its
-            estimate.
+        tolerance_std: a subset is better only when it is lower by more than this many standard deviations of the
+            difference.
 
     Raises:
         ConfigError: for a negative number, or a tolerance with an estimator that gives no standard deviations.
@@ -35,7 +34,7 @@ class Objective:
         self.names = list(estimator.task_names_)
         self.cost_per_token = cost_per_token
         self.tolerance_std = tolerance_std
-        self.gives_std = "return_std" in inspect.signature(estimator.predict).parameters
+        self.gives_std = hasattr(estimator, "predict_difference")
         if tolerance_std and not self.gives_std:
             raise ConfigError("selection.tolerance_std needs an estimator that gives standard deviations: set it to 0")
 
@@ -50,11 +49,11 @@ class Objective:
             return np.zeros(len(weights))
         return weights @ np.asarray(self.estimator.task_tokens_, dtype=float) * (self.cost_per_token / 1e6)
 
-    def improves(self, old: float, new: float, row: np.ndarray) -> bool:
-        """Say whether `new`, the objective of the subset `row` of shape (n,), is enough below `old`."""
+    def improves(self, old: float, new: float, before: np.ndarray, after: np.ndarray) -> bool:
+        """Say whether `new`, the objective of the subset `after` (n,), is enough below `old`, that of `before`."""
         least = ROUND_OFF * abs(old)
-        if self.tolerance_std and old - new > least:
-            least = self.tolerance_std * float(self.estimator.predict(row[None], return_std=True)[1][0])
+        if self.tolerance_std and before.any() and old - new > least:
+            least = self.tolerance_std * float(self.estimator.predict_difference(before[None], after[None])[1][0])
         return old - new > least
 
 

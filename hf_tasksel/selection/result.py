@@ -55,9 +55,8 @@ class SelectionResult:
         scores: what the random ensemble and the fitted surrogates ranked the tasks by, the lower the better: the mean
             estimate (with its cost) over the subsets that hold the task, or the fitted effect of the task.
         estimator: parameters of the estimator, for the record.
-        effects_std: standard deviations of the effects: √(s² + s′²) from those of the two estimates, as if they were
-            independent. The two share dev samples and gradients, so that this is an upper bound. None when the
-            estimator gives no standard deviations.
+        effects_std: standard deviations of the effects, see `SubsetEstimator.predict_difference`. None when the
+            estimator gives none.
         cost_per_token: nats per million training tokens that the search added to its estimates; among the numbers
             here, only scores hold it.
     """

@@ -121,6 +121,42 @@ def test_an_uncalibrated_std_is_that_of_seeds_and_dev_samples(tmp_path):
     assert std[0] ** 2 == pytest.approx(np.var([m[0] for m in means], ddof=1) + np.mean([s[0] ** 2 for s in stds]))
 
 
+def test_what_two_subsets_share_cancels_in_their_difference(tmp_path):
+    stores = [random_store(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    estimator = SubsetEstimator().fit(stores, "goal")
+    first, second = [["t0", "t1"], ["t2"]], [["t0", "t1", "t3"], ["t2"]]
+    mean, std = estimator.predict_difference(first, second)
+    np.testing.assert_allclose(mean, estimator.predict(first) - estimator.predict(second), atol=1e-12)
+    assert std[1] == pytest.approx(0, abs=1e-12)
+    assert 0 < std[0] < estimator.predict(first, return_std=True)[1][0]
+
+
+def test_calibrated_differences_are_those_of_the_joint_posterior():
+    estimates, z, losses = simulated(1, 14)
+    c = Calibration(estimates[:12], z[:12], losses[:12], centre=0.5, spread=1.3)
+    mean, std = c.difference(estimates[12:13], z[12:13], estimates[13:], z[13:])
+    means, _ = c.predict(estimates[12:], z[12:])
+    assert mean[0] == pytest.approx(means[0] - means[1])
+
+    def inputs(e, rows):
+        return (e - c.centre) / c.spread, (2 * rows - 1) / np.sqrt(rows.shape[1])
+
+    x, u = inputs(estimates, z)
+    slow_means, slow_variances = [], []
+    for task, noise in zip(c.task_variance, c.noise_variance, strict=True):
+        k = calibration.SHIFT_STD**2 + calibration.SLOPE_STD**2 * np.outer(x, x) + task * u @ u.T
+        data = k[:12, :12] + noise * np.eye(12)
+        posterior = k[12:, 12:] - k[12:, :12] @ np.linalg.solve(data, k[:12, 12:])
+        y = (losses[:12] - c.shift) / c.unit - calibration.SLOPE_MEAN * x[:12]
+        both = calibration.SLOPE_MEAN * x[12:] + k[12:, :12] @ np.linalg.solve(data, y)
+        slow_means.append(both[0] - both[1])
+        slow_variances.append(posterior[0, 0] + posterior[1, 1] - 2 * posterior[0, 1])
+    slow_means = np.asarray(slow_means)
+    centre = c.draw_weights @ slow_means
+    slow = c.unit * np.sqrt(c.draw_weights @ (np.asarray(slow_variances) + (slow_means - centre) ** 2))
+    assert std[0] == pytest.approx(slow, rel=1e-6)
+
+
 def test_other_outputs_equal_their_definition(tmp_path):
     store = random_store(tmp_path / "s")
     estimator = SubsetEstimator().fit(store, "goal")

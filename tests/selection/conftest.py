@@ -36,6 +36,10 @@ class UnsureEstimator(FunctionEstimator):
         mean = super().predict(subsets)
         return (mean, 0.01 * np.asarray(subsets).sum(1)) if return_std else mean
 
+    def predict_difference(self, subsets: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As deviations go, that of the other subset."""
+        return super().predict(subsets) - super().predict(others), 0.01 * np.asarray(others).sum(1)
+
 
 @pytest.fixture
 def function_estimator() -> type[FunctionEstimator]:
