@@ -176,16 +176,15 @@ def quiet_libraries(quiet: bool) -> None:
     import datasets
     from transformers.utils import logging
 
+    from . import progress
+
     logging.set_verbosity_error()
     # deprecations between peft, trl and transformers: nothing that a user of this command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if quiet or not sys.stderr.isatty():
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
-    if quiet:
-        from .progress import show_nothing
-
-        show_nothing()
+    progress.show(not quiet)
 
 
 def finish(current: Any, config: RunConfig, options: argparse.Namespace, result: Any) -> None:

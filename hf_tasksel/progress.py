@@ -17,10 +17,10 @@ SECONDS_BETWEEN_LINES = 30.0
 _shown = True
 
 
-def show_nothing() -> None:
-    """Switch progress off for the rest of this process, as `--quiet` asks for."""
+def show(shown: bool) -> None:
+    """Switch progress on or off for the rest of this process; `--quiet` switches it off."""
     global _shown
-    _shown = False
+    _shown = shown
 
 
 class PlainBar:

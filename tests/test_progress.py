@@ -12,6 +12,7 @@ def clock(monkeypatch):
     """A clock that tests set."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "_shown", True)
     return now
 
 
@@ -34,9 +35,8 @@ def test_short_work_writes_nothing(clock, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_quiet_is_quiet(clock, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "_shown", True)
-    progress.show_nothing()
+def test_quiet_is_quiet(clock, capsys):
+    progress.show(False)
     with progress.progress_bar(100, "gradients") as advance:
         clock[0] += 50
         advance(50)
