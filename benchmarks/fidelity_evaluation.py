@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from fidelity import RESULTS, ROOT
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from hf_tasksel import GradientCollator, SubsetEstimator, pipeline
 from hf_tasksel.estimation.exact import isometric_store
@@ -99,6 +100,7 @@ def evaluate(study: str, run: Run) -> int:
         "budget": run.config.budget,
         "subsets": {"chosen on": truth.dev.stop, "reported on": truth.test.stop - truth.test.start},
         "reported": {name: report(option, estimates[option], truth) for name, option in reported.items()},
+        "default_by_size": by_size(estimates[default], truth),
         "dev_scores": [
             {**option.to_dict(), "spearman": round(dev_spearman(values, truth), 4)}
             for option, values in estimates.items()
@@ -180,6 +182,15 @@ def choose(estimates: dict[Option, np.ndarray], truth: Truth) -> dict[str, Optio
 def report(option: Option, values: np.ndarray, truth: Truth) -> dict[str, Any]:
     """Return an option's figures on the reporting half."""
     return {"option": option.to_dict(), **measure_fidelity(values[truth.test], *truth.columns(truth.test)).to_dict()}
+
+
+def by_size(values: np.ndarray, truth: Truth) -> dict[int, float]:
+    """Return the rank correlation within each size of subset, over both halves: for an option that nothing chose."""
+    losses = np.mean(truth.losses, axis=1)
+    sizes = np.asarray([len(subset) for subset in truth.subsets])
+    return {
+        int(s): round(float(spearmanr(values[sizes == s], losses[sizes == s]).statistic), 3) for s in np.unique(sizes)
+    }
 
 
 def calibration_curve(

@@ -161,6 +161,13 @@ def fidelity_quickstart() -> str:
     return markdown(header, rows, "fidelity_quickstart")
 
 
+def fidelity_by_size() -> str:
+    """The default's rank correlation within each size of subset."""
+    found = result("fidelity_quickstart")["default_by_size"]
+    header = ["tasks in the subset", *found]
+    return markdown(header, [["Spearman of the default, 20 subsets", *found.values()]], "fidelity_quickstart")
+
+
 def calibration_quickstart() -> str:
     """What true fine-tunes add."""
     rows = [
@@ -178,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "expansion": expansion,
     "estimation_speed": estimation_speed,
     "fidelity_quickstart": fidelity_quickstart,
+    "fidelity_by_size": fidelity_by_size,
     "calibration_quickstart": calibration_quickstart,
 }
 
