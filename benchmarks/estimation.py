@@ -32,6 +32,7 @@ from hf_tasksel.gradients.store import GradientStore
 from hf_tasksel.gradients.store_writer import StoreWriter
 from hf_tasksel.plots import BLUE, GREEN, ORANGE, save, tidy
 from hf_tasksel.run_record import versions
+from hf_tasksel.selection.ensemble import random_subsets
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"tasks": 38, "samples": 10_000, "dim": 400, "subsets": 1_000}
@@ -88,14 +89,6 @@ def random_store(
     )
 
 
-def random_halves(tasks: int, count: int) -> np.ndarray:
-    """Return (count, tasks) 0/1 rows."""
-    rng = np.random.default_rng(1)
-    return np.stack([np.isin(np.arange(tasks), rng.permutation(tasks)[: tasks // 2]) for _ in range(count)]).astype(
-        float
-    )
-
-
 def seconds_of(work: Callable[..., Any], *arguments: Any) -> float:
     """Time one call."""
     started = time.perf_counter()
@@ -107,7 +100,7 @@ def thousand_subsets() -> dict[str, Any]:
     """A thousand halves of 38 tasks: fit and predict, beside one scikit-learn regression per subset."""
     with tempfile.TemporaryDirectory() as folder:
         store = random_store(Path(folder) / "s", BASE["tasks"], BASE["samples"], BASE["dim"])
-        subsets = random_halves(BASE["tasks"], BASE["subsets"])
+        subsets = random_subsets(BASE["tasks"], BASE["subsets"], BASE["tasks"] // 2, seed=1)
         rows: dict[str, Any] = {}
         for name in SURROGATES:
             shutil.rmtree(store.path / "statistics", ignore_errors=True)
@@ -164,7 +157,7 @@ def growth() -> list[dict[str, Any]]:
             sizes = {**BASE, axis: value}
             with tempfile.TemporaryDirectory() as folder:
                 store = random_store(Path(folder) / "s", sizes["tasks"], sizes["samples"], sizes["dim"], dev=100)
-                subsets = random_halves(sizes["tasks"], sizes["subsets"])
+                subsets = random_subsets(sizes["tasks"], sizes["subsets"], sizes["tasks"] // 2, seed=1)
                 for name in ("empirical_fisher", "offset_logistic"):
                     estimator = SubsetEstimator(name)
                     fit = seconds_of(estimator.fit, store, "goal")

@@ -131,15 +131,14 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
     """Read the configuration and run one stage with all that it needs."""
     from .config import RunConfig
 
+    config = RunConfig.from_yaml(options.config, overrides)
     if options.command == "plan":
-        config = RunConfig.from_yaml(options.config, overrides)
         quiet_libraries(True)
         from .plan import make_plan, print_plan
 
         plan = make_plan(config)
         print(json.dumps(plan, indent=2)) if options.json else print_plan(plan)
         return
-    config = RunConfig.from_yaml(options.config, overrides)
     quiet_libraries(options.quiet or options.json)
     from . import pipeline
     from .run_context import Run

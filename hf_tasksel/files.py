@@ -34,6 +34,12 @@ def write_json(path: str | Path, values: Any) -> None:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def file_in(path: str | Path, name: str) -> Path:
+    """Return `path`, or the file `name` in it where it is a folder."""
+    path = Path(path)
+    return path / name if path.is_dir() else path
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 

@@ -42,6 +42,9 @@ class MetaCheckpointCallback(TrainerCallback):
     def __init__(self, checkpoints: Sequence[str | int]) -> None:
         self.checkpoints = checkpoints
 
+    def _is_kept(self, state: TrainerState) -> bool:
+        return state.global_step in {checkpoint_step(c, state.max_steps) for c in self.checkpoints}
+
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -50,14 +53,14 @@ class MetaCheckpointCallback(TrainerCallback):
         **kwargs: Any,
     ) -> TrainerControl:
         """Ask for a save at the kept steps."""
-        if state.global_step in {checkpoint_step(c, state.max_steps) for c in self.checkpoints}:
+        if self._is_kept(state):
             control.should_save = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keep Adam's second moments with the checkpoint: gradients may be taken in its metric."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.global_step in {checkpoint_step(c, state.max_steps) for c in self.checkpoints}:
+        if self._is_kept(state):
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             save_second_moments(unwrap(kwargs["model"]), kwargs["optimizer"], folder, state.is_world_process_zero)
 
 

@@ -46,14 +46,14 @@ class Calibration:
         # With one or two runs their spread says nothing: keep the unit of the estimates.
         self.unit = float(y.std(ddof=1)) if len(y) > 2 and np.ptp(y) > 0 else self.spread
         self.x, self.z = self._inputs(estimates, indicators)
-        self.y = (y - self.shift) / self.unit - SLOPE_MEAN * self.x
+        residual = (y - self.shift) / self.unit - SLOPE_MEAN * self.x
         draws = qmc.Sobol(2, seed=0).random(NUM_DRAWS)
         scales = np.exp(np.log([TASK_SCALE, NOISE_SCALE]) + LOG_SPREAD * norm.ppf(draws.clip(1e-9, 1 - 1e-9)))
         self.task_variance, self.noise_variance = scales.T**2
         noise = self.noise_variance[:, None, None] * np.eye(len(y))
         covariance = self._kernels(np.ones(len(y)), self.x, self.z) + noise
         self.factors = np.linalg.cholesky(covariance)
-        whitened = np.linalg.solve(self.factors, self.y[:, None])[..., 0]
+        whitened = np.linalg.solve(self.factors, residual[:, None])[..., 0]
         self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
         log_likelihood = -0.5 * (whitened**2).sum(1) - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
         self.draw_weights = np.exp(log_likelihood - logsumexp(log_likelihood))
@@ -93,11 +93,6 @@ class Calibration:
         variances = np.maximum(own - explained, 0) + noise * self.noise_variance[:, None]
         mean = self.draw_weights @ means
         return mean, np.sqrt(self.draw_weights @ (variances + (means - mean) ** 2))
-
-    @property
-    def noise(self) -> float:
-        """Standard deviation between fine-tunes of one subset, as far as the runs tell; nats per token."""
-        return self.unit * float(np.sqrt(self.draw_weights @ self.noise_variance))
 
     def _inputs(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standardise: estimates to unit spread, indicators so that a random half has length one."""

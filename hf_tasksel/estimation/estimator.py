@@ -81,15 +81,19 @@ class SubsetEstimator(BaseEstimator):
         self.target_ = " + ".join(self.targets_)
         names = [self.surrogate] if isinstance(self.surrogate, str) else list(self.surrogate)
         classes = [surrogate_class(name) for name in names]
-        self.dev_ = [(s, seed, dev_statistics(s, self.targets_, seed)) for s in self.stores_ for seed in s.seeds]
+        self.sketches_ = [(s, seed) for s in self.stores_ for seed in s.seeds]
         self.expansions_: list[tuple[list[Surrogate], DevStatistics]] = [
-            ([cls(self.regularization, self.budget, self.device).fit(s, seed) for cls in classes], dev.to(self.device))
-            for s, seed, dev in self.dev_
+            (
+                [cls(self.regularization, self.budget, self.device).fit(s, seed) for cls in classes],
+                dev_statistics(s, self.targets_, seed).to(self.device),
+            )
+            for s, seed in self.sketches_
         ]
         self.task_names_ = first.task_names
         self.num_dev_samples_ = len(self.expansions_[0][1].share)
         self._count_tasks(first)
         self.calibration_: Calibration | None = None
+        self._yardstick: tuple[float, float] | None = None
         return self
 
     def _count_tasks(self, store: GradientStore) -> None:
@@ -177,7 +181,7 @@ class SubsetEstimator(BaseEstimator):
         check_is_fitted(self)
         weights = self.task_weights(subsets)
         found = []
-        for (store, seed, _), (surrogates, _) in zip(self.dev_, self.expansions_, strict=True):
+        for (store, seed), (surrogates, _) in zip(self.sketches_, self.expansions_, strict=True):
             dev = dev_statistics(store, self.targets_, seed, "log_odds").to(self.device)
             found.append(self._rows(surrogates, dev, weights) @ dev.share)
         return torch.stack(found).mean(0).cpu().numpy()
@@ -210,11 +214,11 @@ class SubsetEstimator(BaseEstimator):
         self.calibration_ = None
         if len(subsets) or len(true_losses):
             weights = self.task_weights(subsets)
-            reference = self._first_order(random_halves(len(self.task_names_)))[0]
+            if self._yardstick is None:  # the same for every calibration
+                reference = self._first_order(random_halves(len(self.task_names_)))[0]
+                self._yardstick = float(reference.mean()), float(reference.std())
             estimates = self._first_order(weights)[0]
-            self.calibration_ = Calibration(
-                estimates, weights, np.asarray(true_losses), float(reference.mean()), float(reference.std())
-            )
+            self.calibration_ = Calibration(estimates, weights, np.asarray(true_losses), *self._yardstick)
         return self
 
     def task_weights(self, subsets: Subsets) -> np.ndarray:

@@ -191,17 +191,6 @@ def dev_statistics(
     return DevStatistics(
         share=torch.from_numpy(np.concatenate(shares)),
         value=torch.from_numpy(values[rows].astype(np.float64)),
-        gradient=torch.from_numpy(gradients_of(store, rows, objective, seed)),
+        gradient=torch.from_numpy(store.gradients_at(rows, objective, seed)),
         num_tokens=torch.from_numpy(store.num_tokens[rows].astype(np.float64)),
     )
-
-
-def gradients_of(store: GradientStore, rows: np.ndarray, objective: str, seed: int | None) -> np.ndarray:
-    """Return the gradients of some samples, (len(rows), d) in float64, without reading all into memory."""
-    place = np.full(len(store), -1)
-    place[rows] = np.arange(len(rows))
-    result = np.empty((len(rows), store.dim))
-    for positions, block in store.blocks(objective, seed):
-        wanted = place[positions] >= 0
-        result[place[positions][wanted]] = block[wanted]
-    return result

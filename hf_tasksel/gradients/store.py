@@ -124,7 +124,7 @@ class GradientStore:
         """Number of answer tokens, shape (num_samples,)."""
         return self._column("num_tokens")
 
-    @property
+    @cached_property
     def task_names(self) -> list[str]:
         """Names of the tasks that have training rows, in the order of the task list."""
         present = set(self.task[self.split == "train"])
@@ -139,6 +139,22 @@ class GradientStore:
         result = np.empty((len(self), self.dim), dtype=self.layout.dtype)
         for rows, block in self.blocks(objective, seed):
             result[rows] = block
+        return result
+
+    def gradients_at(
+        self, rows: np.ndarray, objective: str = "loss", seed: int | None = None, dtype: str = "float64"
+    ) -> np.ndarray:
+        """Return the gradients at positions `rows` alone, in that order and in another dtype: (len(rows), dim).
+
+        Raises:
+            StoreError: as `gradients`.
+        """
+        place = np.full(len(self), -1)
+        place[rows] = np.arange(len(rows))
+        result = np.empty((len(rows), self.dim), dtype=dtype)
+        for positions, block in self.blocks(objective, seed):
+            wanted = place[positions] >= 0
+            result[place[positions][wanted]] = block[wanted]
         return result
 
     def blocks(self, objective: str = "loss", seed: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

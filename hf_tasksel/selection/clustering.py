@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from sklearn.cluster import AgglomerativeClustering, MiniBatchKMeans
 
 from ..errors import ConfigError, DataError, StoreError, did_you_mean
+from ..fingerprints import short_hash
 from ..gradients.store import MANIFEST_FILE, GradientStore
 from ..gradients.store_writer import StoreWriter
 
@@ -157,12 +157,7 @@ class GradientReader:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return the gradients at positions `rows`, in that order: (len(rows), dim)."""
-        place = np.full(len(self.store), -1)
-        place[rows] = np.arange(len(rows))
-        result = np.empty((len(rows), self.store.dim), dtype=np.float32)
-        for positions, block in self.store.blocks(self.objective):
-            wanted = place[positions] >= 0
-            result[place[positions][wanted]] = block[wanted]
+        result = self.store.gradients_at(rows, self.objective, dtype="float32")
         if self.normalize:
             lengths = np.linalg.norm(result, axis=1, keepdims=True)
             result /= np.where(lengths > 0, lengths, 1)
@@ -234,8 +229,7 @@ def relabel_store(store: GradientStore, clusters: SampleClusters, output_dir: st
     tasks = clusters.rename(store.sample_idx, store.task.astype(object))
     layout = replace(store.layout, task_names=tuple(merged_names(store.layout.task_names, clusters)))
     pairs = np.stack([clusters.sample_idx, clusters.labels]).astype("<i8")
-    digest = hashlib.sha256(pairs.tobytes()).hexdigest()[:16]
-    with StoreWriter(path, {**store.fingerprint, "clusters": digest}, layout) as writer:
+    with StoreWriter(path, {**store.fingerprint, "clusters": short_hash(pairs.tobytes())}, layout) as writer:
         keys = list(layout.gradient_columns())
         for blocks in zip(*(store.blocks(*key) for key in keys), strict=True):
             rows = blocks[0][0]

@@ -41,13 +41,13 @@ def explain(
     names, n = objective.names, len(row)
     flips = flipped(row, [[i] for i in range(n)])
     flips[flips.sum(1) == 0] = 1.0  # a single chosen task can't be removed: compare with all tasks
-    estimates = objective.estimator.predict(np.vstack([row, np.ones(n), flips]))
-    signs = np.where(row > 0, 1.0, -1.0)
-    effects, effects_std = signs * (estimates[0] - estimates[2:]), None
+    estimates = objective.estimator.predict(np.vstack([row, np.ones(n)]))
     if objective.gives_std:
         differences, std = objective.estimator.predict_difference(np.tile(row, (n, 1)), flips)
-        effects = signs * differences
         effects_std = {name: float(s) for name, s in zip(names, std, strict=True)}
+    else:
+        differences, effects_std = estimates[0] - objective.estimator.predict(flips), None
+    effects = np.where(row > 0, 1.0, -1.0) * differences
     return SelectionResult(
         target=objective.estimator.target_,
         method=method,

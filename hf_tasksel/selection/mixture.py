@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError, TaskSelectionError
 from ..estimation.estimator import SubsetEstimator
-from ..files import read_json, write_json
+from ..files import file_in, read_json, write_json
 from .dataset_mixture import dataset_mixture
 from .greedy import forward_selection
 from .simplex import minimize_on_simplex
@@ -64,8 +64,7 @@ class MixtureResult:
 
     def save(self, path: str | Path) -> None:
         """Write the mixture as JSON, atomically; a folder gets `mixture.json`."""
-        path = Path(path)
-        write_json(path / MIXTURE_FILE if path.is_dir() else path, self.to_dict())
+        write_json(file_in(path, MIXTURE_FILE), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> MixtureResult:
@@ -74,8 +73,7 @@ class MixtureResult:
         Raises:
             TaskSelectionError: when there is none.
         """
-        path = Path(path)
-        path = path / MIXTURE_FILE if path.is_dir() else path
+        path = file_in(path, MIXTURE_FILE)
         if not path.is_file():
             raise TaskSelectionError(f"there is no mixture at {path}")
         return cls.from_dict(read_json(path))

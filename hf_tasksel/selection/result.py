@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TaskSelectionError
-from ..files import read_json, write_json
+from ..files import file_in, read_json, write_json
 from .dataset_mixture import dataset_mixture
 
 SELECTION_FILE = "selection.json"
@@ -95,8 +95,7 @@ class SelectionResult:
 
     def save(self, path: str | Path) -> None:
         """Write the selection as JSON, atomically; a folder gets `selection.json`."""
-        path = Path(path)
-        write_json(path / SELECTION_FILE if path.is_dir() else path, self.to_dict())
+        write_json(file_in(path, SELECTION_FILE), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> SelectionResult:
@@ -105,8 +104,7 @@ class SelectionResult:
         Raises:
             TaskSelectionError: when there is none.
         """
-        path = Path(path)
-        path = path / SELECTION_FILE if path.is_dir() else path
+        path = file_in(path, SELECTION_FILE)
         if not path.is_file():
             raise TaskSelectionError(f"there is no selection at {path}")
         return cls.from_dict(read_json(path))

@@ -7,7 +7,6 @@ from functools import partial
 
 from ..errors import ConfigError, did_you_mean
 from .ensemble import random_ensemble, surrogate_search
-from .ensemble import random_subsets as random_subsets
 from .exhaustive import exhaustive_search
 from .greedy import backward_elimination, forward_selection, swap_selection
 from .result import SelectionResult
