@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .checkpoints import DEFAULT_CHECKPOINT
 from .errors import ConfigError, did_you_mean
 
 FORMATS = (
@@ -103,7 +104,7 @@ class GradientsConfig:
     Attributes:
         objectives: `loss`, `log_odds`, or both.
         projection, dim, seeds, dtype: the sketch of each gradient; see `GradientCollator`.
-        checkpoints: meta checkpoints to expand at: `half`, `end`, or a step number.
+        checkpoints: meta checkpoints to expand at: `half`, `end`, a share of the training such as `10%`, or a step.
         preconditioner: `adam` takes gradients in the metric of meta training's optimizer.
         batch_size, tokens_per_batch, shard_size, self_check: see `PassOptions`; they do not change the result.
     """
@@ -113,7 +114,7 @@ class GradientsConfig:
     dim: int = 400
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     dtype: str = "float16"
-    checkpoints: list[Any] = field(default_factory=lambda: ["half", "end"])
+    checkpoints: list[Any] = field(default_factory=lambda: [DEFAULT_CHECKPOINT])
     preconditioner: str | None = None
     batch_size: int = 64
     tokens_per_batch: int | None = 4096
@@ -123,20 +124,26 @@ class GradientsConfig:
     def __post_init__(self) -> None:
         if self.preconditioner not in (None, "adam"):
             raise ConfigError(f"preconditioner must be 'adam' or null, not {self.preconditioner!r}")
+        if not isinstance(self.checkpoints, list) or not self.checkpoints:
+            raise ConfigError(
+                f"gradients.checkpoints must be a list such as [{DEFAULT_CHECKPOINT}], not {self.checkpoints}"
+            )
 
 
 @dataclass
 class EstimatorConfig:
-    """How losses are estimated. `checkpoint` says which gradient store to expand at.
+    """How losses are estimated.
 
-    `average` uses all of them, `best` the one that predicts the run's true fine-tunes best (after `verify`).
-
-    `budget` is what the fine-tunes hold fixed, `steps` or `epochs`; by default what `fine_tuning` (or `meta`) says.
+    Attributes:
+        surrogate, regularization: see `SubsetEstimator`.
+        checkpoint: which gradient store to expand at: the first of `gradients.checkpoints` if None, another of them,
+            `average` for all of them, or `best`: what predicts the run's true fine-tunes best (after `verify`).
+        budget: what the fine-tunes hold fixed, `steps` or `epochs`; by default what `fine_tuning` (or `meta`) says.
     """
 
     surrogate: str = "default"
     regularization: float | None = None
-    checkpoint: Any = "half"
+    checkpoint: Any = None
     budget: str | None = None
 
 
@@ -256,6 +263,11 @@ class RunConfig:
         """What the fine-tunes hold fixed: `steps` where `max_steps` is set, `epochs` otherwise."""
         steps = self.fine_tuning.get("max_steps", self.meta.get("max_steps", -1))
         return self.estimator.budget or ("steps" if steps > 0 else "epochs")
+
+    @property
+    def checkpoint(self) -> str:
+        """The meta checkpoint that estimates expand at."""
+        return str(self.estimator.checkpoint or self.gradients.checkpoints[0])
 
 
 def build_dataclass(cls: Any, values: Any, where: str) -> Any:

@@ -42,7 +42,7 @@ def check_expansion(run: Run) -> list[ExpansionError]:
     """
     collect(run)
     estimator = fit_estimator(run)
-    folder = run_stores(run.output_dir, run.config.estimator.checkpoint)[0].path
+    folder = run_stores(run.output_dir, run.config.checkpoint)[0].path
     if distributed_rank()[0] == 0:
         run.say(f"measuring expansion errors at {folder.name}")
         model = load_adapter(load_base(run.config), run.output_dir / "meta" / folder.name, is_trainable=True)

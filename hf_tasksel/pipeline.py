@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from transformers import DataCollatorForSeq2Seq
 
 from .adapters import ADAPTER_FILE, load_adapter_weights
+from .checkpoints import checkpoint_step
 from .config import RunConfig
 from .distributed import barrier, distributed_rank
 from .errors import StoreError
@@ -35,7 +36,6 @@ from .selection.result import SELECTION_FILE, SelectionResult
 from .selection.search import SEARCHES
 from .stores import checkpoint_steps, store_path
 from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
-from .training_args import checkpoint_step
 
 EVALUATION_FILE = "evaluation.json"
 ESTIMATES_FILE = "estimates.parquet"

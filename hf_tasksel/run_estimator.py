@@ -44,7 +44,7 @@ def fit_run_estimator(
         options.regularization if regularization is None else regularization,
         config.budget,
     )
-    checkpoint = checkpoint or options.checkpoint
+    checkpoint = checkpoint or config.checkpoint
     if checkpoint == BEST:
         checkpoint = best_checkpoint(output_dir, estimator, config.target.task)
     return estimator.fit(run_stores(output_dir, checkpoint), config.target.task)

@@ -15,7 +15,7 @@ def run_stores(output_dir: Path, checkpoint: Any) -> list[GradientStore]:
 
     Args:
         output_dir: a run's output folder.
-        checkpoint: `half`, `end`, a step, or `average`.
+        checkpoint: its name (`10%`, `half`, `end`, a step), or `average`.
 
     Raises:
         ConfigError: for a checkpoint that was not kept.
@@ -39,7 +39,7 @@ def store_path(output_dir: Path, step: int) -> Path:
 
 
 def checkpoint_steps(output_dir: Path) -> dict[str, int]:
-    """Return the step of each kept meta checkpoint, e.g. `{"half": 75, "end": 150}`.
+    """Return the step of each kept meta checkpoint, e.g. `{"10%": 15, "end": 150}`.
 
     Raises:
         ConfigError: before meta training is finished.

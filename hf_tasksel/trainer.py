@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from .adapters import load_adapter_weights
+from .checkpoints import checkpoint_step
 from .distributed import distributed_rank
 from .errors import DataError, ModelError
 from .formatting import tokenize_rows
@@ -33,7 +34,6 @@ from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
 from .sampling import MultitaskSampler
 from .tasks import combine_tasks
-from .training_args import checkpoint_step
 
 
 class MetaCheckpointCallback(TrainerCallback):
@@ -280,7 +280,7 @@ class TaskSelectionMixin(TrainerBase):
         """Collect the gradients of all training rows and of the eval rows (as the `dev` split).
 
         Args:
-            checkpoint: a kept meta checkpoint (`half`, `end` or a step) to expand at; None is the model as it is now.
+            checkpoint: a kept meta checkpoint (`10%`, `half`, `end` or a step) to expand at; None: the model as it is.
             output_dir: the store's folder; by default `gradients/checkpoint-<step>` beside the checkpoints.
             pass_options: fields of `PassOptions`, e.g. `{"tokens_per_batch": 8192}`.
             collator_options: keyword arguments of `GradientCollator`.

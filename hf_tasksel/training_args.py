@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from .checkpoints import DEFAULT_CHECKPOINT
 from .errors import ConfigError, did_you_mean
 from .sampling import SAMPLERS
 
@@ -19,7 +20,8 @@ class TaskSelectionMixinConfig:
         sampler: `proportional` (what Trainer does), `balanced`, `temperature` or `round_robin`; see
             `MultitaskSampler`.
         sampler_temperature: temperature of the `temperature` sampler.
-        meta_checkpoints: where the gradient expansion points are kept: `half`, `end`, or optimizer steps.
+        meta_checkpoints: where the gradient expansion points are kept: `half`, `end`, a share of the training such as
+            `10%`, or an optimizer step.
         max_length: longest sequence, in tokens, when the trainer tokenizes; None is unlimited.
     """
 
@@ -29,8 +31,8 @@ class TaskSelectionMixinConfig:
     )
     sampler_temperature: float = field(default=2.0, metadata={"help": "Temperature of the temperature sampler."})
     meta_checkpoints: list[str] = field(
-        default_factory=lambda: ["half", "end"],
-        metadata={"help": "Checkpoints to keep: half, end, or steps."},
+        default_factory=lambda: [DEFAULT_CHECKPOINT],
+        metadata={"help": "Checkpoints to keep: half, end, a share such as 10%%, or steps."},
     )
     max_length: int | None = field(default=1024, metadata={"help": "Longest sequence in tokens."})
 
@@ -51,22 +53,3 @@ class TaskSelectionConfig(TaskSelectionMixinConfig, TrainingArguments):
 @dataclass
 class Seq2SeqTaskSelectionConfig(TaskSelectionMixinConfig, Seq2SeqTrainingArguments):
     """Arguments of `Seq2SeqTaskSelectionTrainer`."""
-
-
-def checkpoint_step(checkpoint: str | int, max_steps: int) -> int:
-    """Return the optimizer step that `half`, `end` or a step number stands for in a training of `max_steps` steps.
-
-    Raises:
-        ConfigError: for anything else, or a step outside the training.
-
-    >>> checkpoint_step("half", 300), checkpoint_step("end", 300), checkpoint_step(20, 300)
-    (150, 300, 20)
-    """
-    named = {"half": max(1, max_steps // 2), "end": max_steps}
-    if str(checkpoint) in named:
-        return named[str(checkpoint)]
-    if not str(checkpoint).isdigit() or not 1 <= int(checkpoint) <= max_steps:
-        raise ConfigError(
-            f"checkpoint {checkpoint!r} is not 'half', 'end', or a step between 1 and {max_steps} of the meta training"
-        )
-    return int(checkpoint)
