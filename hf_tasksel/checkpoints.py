@@ -6,7 +6,7 @@ import re
 
 from .errors import ConfigError
 
-DEFAULT_CHECKPOINT = "10%"  # of meta training; docs/fidelity.md says why
+DEFAULT_CHECKPOINTS = ("half", "end")
 SHARE = re.compile(r"\d+(\.\d+)?%")
 
 

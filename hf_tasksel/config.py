@@ -18,7 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .checkpoints import DEFAULT_CHECKPOINT
+from .checkpoints import DEFAULT_CHECKPOINTS
 from .errors import ConfigError, did_you_mean
 
 FORMATS = (
@@ -114,7 +114,7 @@ class GradientsConfig:
     dim: int = 400
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     dtype: str = "float16"
-    checkpoints: list[Any] = field(default_factory=lambda: [DEFAULT_CHECKPOINT])
+    checkpoints: list[Any] = field(default_factory=lambda: [*DEFAULT_CHECKPOINTS])
     preconditioner: str | None = None
     batch_size: int = 64
     tokens_per_batch: int | None = 4096
@@ -125,9 +125,7 @@ class GradientsConfig:
         if self.preconditioner not in (None, "adam"):
             raise ConfigError(f"preconditioner must be 'adam' or null, not {self.preconditioner!r}")
         if not isinstance(self.checkpoints, list) or not self.checkpoints:
-            raise ConfigError(
-                f"gradients.checkpoints must be a list such as [{DEFAULT_CHECKPOINT}], not {self.checkpoints}"
-            )
+            raise ConfigError(f"gradients.checkpoints must be a list such as [half], not {self.checkpoints}")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .checkpoints import DEFAULT_CHECKPOINT
+from .checkpoints import DEFAULT_CHECKPOINTS
 from .errors import ConfigError, did_you_mean
 from .sampling import SAMPLERS
 
@@ -31,7 +31,7 @@ class TaskSelectionMixinConfig:
     )
     sampler_temperature: float = field(default=2.0, metadata={"help": "Temperature of the temperature sampler."})
     meta_checkpoints: list[str] = field(
-        default_factory=lambda: [DEFAULT_CHECKPOINT],
+        default_factory=lambda: [*DEFAULT_CHECKPOINTS],
         metadata={"help": "Checkpoints to keep: half, end, a share such as 10%%, or steps."},
     )
     max_length: int | None = field(default=1024, metadata={"help": "Longest sequence in tokens."})
