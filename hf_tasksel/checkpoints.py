@@ -25,6 +25,7 @@ def checkpoint_step(checkpoint: str | int, max_steps: int) -> int:
     """
     text = {"half": "50%", "end": "100%"}.get(str(checkpoint), str(checkpoint))
     if SHARE.fullmatch(text) and 0 < float(text[:-1]) <= 100:
+        # a whole number may come out a little too small: .57 % of 10,000 is 56.99…
         return max(1, int(float(text[:-1]) * max_steps / 100 + 1e-9))
     if not text.isdigit() or not 1 <= int(text) <= max_steps:
         raise ConfigError(

@@ -124,8 +124,8 @@ class GradientsConfig:
     def __post_init__(self) -> None:
         if self.preconditioner not in (None, "adam"):
             raise ConfigError(f"preconditioner must be 'adam' or null, not {self.preconditioner!r}")
-        if not isinstance(self.checkpoints, list) or not self.checkpoints:
-            raise ConfigError(f"gradients.checkpoints must be a list such as [half], not {self.checkpoints}")
+        if not self.checkpoints:
+            raise ConfigError("checkpoints is empty: name at least one meta checkpoint, such as half")
 
 
 @dataclass

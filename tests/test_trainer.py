@@ -71,7 +71,7 @@ def test_evaluation_is_exact_for_every_batch_size_and_task(as_mapping, text_task
 def test_two_meta_checkpoints_are_kept_and_gradients_expanded_at_each(text_tasks, tokenizer, tmp_path):
     trainer = TaskSelectionTrainer(
         tiny_llama(),
-        config(tmp_path / "out", meta_checkpoints=["half", "end"]),
+        config(tmp_path / "out"),
         train_dataset=text_tasks,
         eval_dataset={"goal": text_tasks["next"]},
         processing_class=tokenizer,

@@ -28,7 +28,6 @@ def verified(base_folder, task_folder, tmp_path_factory):
     """A run, its configuration file, and the verification of four subsets with two seeds."""
     folder = tmp_path_factory.mktemp("verified")
     values = small_run(base_folder, task_folder, folder / "out")
-    values["gradients"]["checkpoints"] = ["half", "end"]
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump(values))
     run = Run(RunConfig.from_dict(values), say=lambda message: None)
