@@ -10,18 +10,23 @@ from ..errors import DataError
 
 NUM_DRAWS = 1024
 ROWS_PER_CHUNK = 256
-# Prior of an affine map from standardised estimates to standardised true losses. A perfect estimator has slope 1.
-SLOPE_MEAN, SLOPE_STD, SHIFT_STD = 0.8, 0.5, 1.0
+# Prior standard deviations of what true losses, in units of their own spread, are linear in: a constant, the
+# standardised estimate, the subset's size. A perfect estimator has slope 1 and leaves nothing to the size.
+SHIFT_STD, SLOPE_STD, SIZE_STD = 1.0, 0.5, 0.5
+PRIOR_VARIANCES = np.square([SHIFT_STD, SLOPE_STD, SIZE_STD])
+SLOPE_MEAN = 0.8
+SIZE_SPREAD = 0.25  # a share of the tasks: what separates a quarter, a half and three quarters of them
 # Medians and log-scales of the priors of the task effects' and of the noise's standard deviations.
 TASK_SCALE, NOISE_SCALE, LOG_SPREAD = 0.5, 0.3, 0.8
 
 
 class Calibration:
-    """Posterior of true losses given true fine-tunes: y = a + b ê + zᵀu + ε.
+    """Posterior of true losses given true fine-tunes: y = a + b ê + c s + zᵀu + ε.
 
-    ê is the first-order estimate, standardised over random subsets; z the centred task indicators; a, b, u and ε are
-    Gaussian. The scales of u and ε are not fixed: predictions are averaged over draws from their priors, each weighted
-    by its marginal likelihood (Rasmussen & Williams 2006, section 5.2), which stays honest with three runs.
+    ê is the first-order estimate, standardised over random subsets; s the subset's size; z the centred task
+    indicators; a, b, c, u and ε are Gaussian. The scales of u and ε are not fixed: predictions are averaged over draws
+    from their priors, each weighted by its marginal likelihood (Rasmussen & Williams 2006, section 5.2), which stays
+    honest with three runs.
 
     Args:
         estimates: (k,) first-order estimates of the subsets that were really fine-tuned.
@@ -43,15 +48,14 @@ class Calibration:
             raise DataError(f"calibrate needs finite losses; number {int(np.argmin(np.isfinite(y)))} is {y.min()}")
         self.centre, self.spread = centre, spread or 1.0
         self.shift = float(y.mean())
-        # With one or two runs their spread says nothing: keep the unit of the estimates.
-        self.unit = float(y.std(ddof=1)) if len(y) > 2 and np.ptp(y) > 0 else self.spread
-        self.x, self.z = self._inputs(estimates, indicators)
-        residual = (y - self.shift) / self.unit - SLOPE_MEAN * self.x
+        self.unit = unit_of(y, self.spread)
+        self.f, self.z = self._inputs(estimates, indicators)
+        residual = (y - self.shift) / self.unit - SLOPE_MEAN * self.f[:, 1]
         draws = qmc.Sobol(2, seed=0).random(NUM_DRAWS)
         scales = np.exp(np.log([TASK_SCALE, NOISE_SCALE]) + LOG_SPREAD * norm.ppf(draws.clip(1e-9, 1 - 1e-9)))
         self.task_variance, self.noise_variance = scales.T**2
         noise = self.noise_variance[:, None, None] * np.eye(len(y))
-        covariance = self._kernels(np.ones(len(y)), self.x, self.z) + noise
+        covariance = self._kernels(self.f, self.z) + noise
         self.factors = np.linalg.cholesky(covariance)
         whitened = np.linalg.solve(self.factors, residual[:, None])[..., 0]
         self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
@@ -64,7 +68,7 @@ class Calibration:
 
     def predict(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation, each (m,), of the loss that a true fine-tune would have."""
-        mean, std = self._posterior(np.ones(len(estimates)), *self._inputs(estimates, indicators), noise=True)
+        mean, std = self._posterior(*self._inputs(estimates, indicators), noise=True)
         return self.shift + mean, std
 
     def difference(
@@ -74,32 +78,44 @@ class Calibration:
 
         The noise of single fine-tunes is left out: the difference is that between means over many seeds.
         """
-        x, z = self._inputs(estimates, indicators)
-        other_x, other_z = self._inputs(other_estimates, other_indicators)
-        return self._posterior(np.zeros(len(x)), x - other_x, z - other_z, noise=False)
+        f, z = self._inputs(estimates, indicators)
+        other_f, other_z = self._inputs(other_estimates, other_indicators)
+        return self._posterior(f - other_f, z - other_z, noise=False)
 
-    def _posterior(self, one: np.ndarray, x: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return posterior means and standard deviations of a·one + b·x + zᵀu, in nats, in chunks of rows."""
-        chunks = [slice(i, i + ROWS_PER_CHUNK) for i in range(0, len(x), ROWS_PER_CHUNK)]
-        parts = [self._chunk(one[rows], x[rows], z[rows], noise) for rows in chunks]
-        means, stds = zip(*parts, strict=True)
+    def _posterior(self, f: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return posterior means and standard deviations of f·(a, b, c) + zᵀu, in nats, in chunks of rows."""
+        chunks = [slice(i, i + ROWS_PER_CHUNK) for i in range(0, len(f), ROWS_PER_CHUNK)]
+        means, stds = zip(*(self._chunk(f[rows], z[rows], noise) for rows in chunks), strict=True)
         return self.unit * np.concatenate(means), self.unit * np.concatenate(stds)
 
-    def _chunk(self, one: np.ndarray, x: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
-        cross = self._kernels(one, x, z)
-        means = SLOPE_MEAN * x + (cross @ self.coefficients[..., None])[..., 0]
+    def _chunk(self, f: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
+        cross = self._kernels(f, z)
+        means = SLOPE_MEAN * f[:, 1] + (cross @ self.coefficients[..., None])[..., 0]
         explained = (np.linalg.solve(self.factors, np.swapaxes(cross, 1, 2)) ** 2).sum(1)
-        own = SHIFT_STD**2 * one**2 + SLOPE_STD**2 * x**2 + self.task_variance[:, None] * (z**2).sum(1)
+        own = f**2 @ PRIOR_VARIANCES + self.task_variance[:, None] * (z**2).sum(1)
         variances = np.maximum(own - explained, 0) + noise * self.noise_variance[:, None]
         mean = self.draw_weights @ means
         return mean, np.sqrt(self.draw_weights @ (variances + (means - mean) ** 2))
 
     def _inputs(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Standardise: estimates to unit spread, indicators so that a random half has length one."""
+        """Standardise: (m, 3) constant, estimates, sizes; (m, n) indicators so that a random half has length one."""
         z = indicators / np.maximum(indicators.max(1, keepdims=True), 1e-12)
-        return (np.asarray(estimates) - self.centre) / self.spread, (2 * z - 1) / np.sqrt(z.shape[1])
+        x = (np.asarray(estimates) - self.centre) / self.spread
+        features = np.stack([np.ones(len(z)), x, (z.mean(1) - 0.5) / SIZE_SPREAD], axis=1)
+        return features, (2 * z - 1) / np.sqrt(z.shape[1])
 
-    def _kernels(self, one: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    def _kernels(self, f: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Return prior covariances (draws, rows, k) with the runs, without noise."""
-        affine = SHIFT_STD**2 * one[:, None] + SLOPE_STD**2 * np.outer(x, self.x)
-        return affine + self.task_variance[:, None, None] * (z @ self.z.T)
+        return (f * PRIOR_VARIANCES) @ self.f.T + self.task_variance[:, None, None] * (z @ self.z.T)
+
+
+def unit_of(losses: np.ndarray, spread: float) -> float:
+    """Return the unit of the losses' prior: their spread, the wider the fewer they are.
+
+    √((k + 1) ÷ (k − 1)) counts that the mean of k losses is uncertain, (k + 1) ÷ k, and that few losses often lie
+    closer together than fresh ones will, k ÷ (k − 1). One or two say nothing of a spread: the estimates' own is taken.
+    """
+    k = len(losses)
+    if k < 3 or not np.ptp(losses) > 0:
+        return spread
+    return float(losses.std(ddof=1) * np.sqrt((k + 1) / (k - 1)))

@@ -25,24 +25,25 @@ def simulated(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return estimates, z, losses
 
 
+def slow_prior(c: Calibration, estimates: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return standardised estimates, indicators, and the prior covariance of shift, slope and size."""
+    x = (estimates - c.centre) / c.spread
+    size = (z.mean(1) - 0.5) / 0.25
+    affine = calibration.SHIFT_STD**2 + calibration.SLOPE_STD**2 * np.outer(x, x)
+    return x, (2 * z - 1) / np.sqrt(z.shape[1]), affine + calibration.SIZE_STD**2 * np.outer(size, size)
+
+
 def slow_posterior(c: Calibration, raw: tuple, new: tuple) -> tuple[float, float]:
     """Condition one joint Gaussian per draw of the scales, and mix by marginal likelihood."""
     estimates, z, losses = raw
 
-    def inputs(e, rows):
-        return (e - c.centre) / c.spread, (2 * rows - 1) / np.sqrt(rows.shape[1])
-
-    x, u = inputs(np.append(estimates, new[0]), np.vstack([z, new[1]]))
-    y = (losses - losses.mean()) / losses.std(ddof=1)
+    x, u, affine = slow_prior(c, np.append(estimates, new[0]), np.vstack([z, new[1]]))
+    unit = losses.std(ddof=1) * np.sqrt((len(losses) + 1) / (len(losses) - 1))
+    y = (losses - losses.mean()) / unit
     means, variances, weights = [], [], []
     for task, noise in zip(c.task_variance, c.noise_variance, strict=True):
         prior = calibration.SLOPE_MEAN * x
-        k = (
-            calibration.SHIFT_STD**2
-            + calibration.SLOPE_STD**2 * np.outer(x, x)
-            + task * u @ u.T
-            + noise * np.eye(len(x))
-        )
+        k = affine + task * u @ u.T + noise * np.eye(len(x))
         gain = k[-1, :-1] @ np.linalg.inv(k[:-1, :-1])
         means.append(prior[-1] + gain @ (y - prior[:-1]))
         variances.append(k[-1, -1] - gain @ k[:-1, -1])
@@ -50,7 +51,6 @@ def slow_posterior(c: Calibration, raw: tuple, new: tuple) -> tuple[float, float
     weights = np.asarray(weights) / np.sum(weights)
     mean = weights @ means
     variance = weights @ (np.asarray(variances) + (np.asarray(means) - mean) ** 2)
-    unit = losses.std(ddof=1)
     return losses.mean() + unit * mean, unit * np.sqrt(variance)
 
 
@@ -73,6 +73,18 @@ def test_intervals_hold_the_truth_as_often_as_they_say(runs):
         mean, std = c.predict(estimates[runs:], z[runs:])
         inside.append(np.abs(losses[runs:] - mean) <= 1.645 * std)
     assert 0.84 <= np.mean(inside) <= 0.97
+
+
+def test_a_few_runs_teach_what_the_size_of_a_subset_does():
+    rng = np.random.default_rng(0)
+    z = np.asarray([[1.0] * k + [0.0] * (TASKS - k) for k in (2, 4, 6) for _ in range(20)])
+    z = rng.permuted(z, axis=1)
+    losses = 3 - z.sum(1) / TASKS + 0.02 * rng.normal(size=len(z))
+    runs = rng.permutation(len(z))
+    few, fresh = runs[:6], runs[6:]
+    c = Calibration(np.zeros(len(few)), z[few], losses[few], 0.0, 1.0)
+    mean, _ = c.predict(np.zeros(len(fresh)), z[fresh])
+    assert np.corrcoef(mean, losses[fresh])[0, 1] > 0.9
 
 
 def test_more_runs_lower_the_error_and_the_uncertainty():
@@ -138,13 +150,10 @@ def test_calibrated_differences_are_those_of_the_joint_posterior():
     means, _ = c.predict(estimates[12:], z[12:])
     assert mean[0] == pytest.approx(means[0] - means[1])
 
-    def inputs(e, rows):
-        return (e - c.centre) / c.spread, (2 * rows - 1) / np.sqrt(rows.shape[1])
-
-    x, u = inputs(estimates, z)
+    x, u, affine = slow_prior(c, estimates, z)
     slow_means, slow_variances = [], []
     for task, noise in zip(c.task_variance, c.noise_variance, strict=True):
-        k = calibration.SHIFT_STD**2 + calibration.SLOPE_STD**2 * np.outer(x, x) + task * u @ u.T
+        k = affine + task * u @ u.T
         data = k[:12, :12] + noise * np.eye(12)
         posterior = k[12:, 12:] - k[12:, :12] @ np.linalg.solve(data, k[:12, 12:])
         y = (losses[:12] - c.shift) / c.unit - calibration.SLOPE_MEAN * x[:12]
