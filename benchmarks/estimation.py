@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 
 from hf_tasksel import SubsetEstimator, forward_selection
-from hf_tasksel.estimation.statistics import token_statistics
+from hf_tasksel.estimation.statistics import loss_statistics
 from hf_tasksel.gradients.store import GradientStore
 from hf_tasksel.gradients.store_writer import StoreWriter
 from hf_tasksel.plots import BLUE, GREEN, ORANGE, save, tidy
@@ -190,7 +190,7 @@ def million_rows() -> dict[str, Any]:
         store = GradientStore(Path(folder) / "s", verify=False)
         len(store)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds = seconds_of(token_statistics, store)
+        seconds = seconds_of(loss_statistics, store)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     row = {
         "rows": rows,

@@ -43,7 +43,7 @@ STUDIES = {
     "quickstart": Study(
         "quickstart.yaml",
         (
-            *("--meta.max_steps", "160", "--gradients.checkpoints", "[16, 32, half, 120, end]"),
+            *("--meta.max_steps", "160", "--gradients.checkpoints", "[5%, 10%, 20%, half, end]"),
             *("--gradients.objectives", "[loss, log_odds]", "--gradients.seeds", "[0, 1, 2]"),
         ),
     ),

@@ -40,7 +40,7 @@ trainer = TaskSelectionTrainer(
     peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
 )
 trainer.train()
-store = trainer.collect_gradients("half")
+store = trainer.collect_gradients("10%")
 
 estimator = SubsetEstimator().fit(store, target="word_problems")
 print(estimator.predict([["shop_stories", "coin_stories"], ["noisy_stories"]]))

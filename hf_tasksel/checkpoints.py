@@ -6,7 +6,7 @@ import re
 
 from .errors import ConfigError
 
-DEFAULT_CHECKPOINTS = ("half", "end")
+DEFAULT_CHECKPOINTS = ("10%", "half")
 SHARE = re.compile(r"\d+(\.\d+)?%")
 
 
@@ -25,8 +25,9 @@ def checkpoint_step(checkpoint: str | int, max_steps: int) -> int:
     """
     text = {"half": "50%", "end": "100%"}.get(str(checkpoint), str(checkpoint))
     if SHARE.fullmatch(text) and 0 < float(text[:-1]) <= 100:
-        # a whole number may come out a little too small: .57 % of 10,000 is 56.99…
-        return max(1, int(float(text[:-1]) * max_steps / 100 + 1e-9))
+        # A whole number may come out a little too small: .57 % of 10,000 is 56.99…. And never the first step: it moves
+        # nothing where a warm-up begins at a learning rate of 0.
+        return max(min(2, max_steps), int(float(text[:-1]) * max_steps / 100 + 1e-9))
     if not text.isdigit() or not 1 <= int(text) <= max_steps:
         raise ConfigError(
             f"checkpoint {checkpoint!r} is not 'half', 'end', a share such as '10%', or a step between 1 and "

@@ -58,7 +58,7 @@ def test_a_damaged_shard_is_said_and_repaired_when_asked(missing, finished, caps
     estimate = ["estimate", str(finished), "--subset", "next"]
     assert cli.main(estimate) == 0
     before = capsys.readouterr().out
-    shard = next((finished / "gradients" / "checkpoint-3").glob("*.arrow"))
+    shard = next((finished / "gradients" / "checkpoint-2").glob("*.arrow"))
     shard.unlink() if missing else shard.write_bytes(shard.read_bytes()[:-9])
     for command in (estimate, ["collect", config, "--quiet"]):
         assert "run `hf-tasksel collect CONFIG --repair`" in fails(capsys, *command)
@@ -75,7 +75,7 @@ def test_expansion_prints_errors_and_leaves_a_plot(finished, capsys):
     assert {row["direction"] for row in printed["errors"]} == {"surrogate", "random"}
     assert [row["distance"] for row in printed["errors"][:5]] == [0.02, 0.04, 0.06, 0.08, 0.1]
     assert all(row["first_order"] > 0 for row in printed["errors"])
-    assert json.loads((finished / "expansion.json").read_text())["checkpoint"] == "checkpoint-3"
+    assert json.loads((finished / "expansion.json").read_text())["checkpoint"] == "checkpoint-2"
     assert (finished / "plots" / "expansion.png").stat().st_size > 10_000
     assert cli.main(["expansion", config]) == 0
     assert "zero order" in capsys.readouterr().out
@@ -182,8 +182,8 @@ def test_a_store_of_another_model_is_one_sentence(config_file, run_values, capsy
     values = json.loads(record.read_text())
     values["stages"] = {"meta": values["stages"]["meta"]}
     record.write_text(json.dumps(values))
-    adapter = Path(run_values["output_dir"], "meta", "checkpoint-3", "adapter_model.safetensors")
-    other = Path(run_values["output_dir"], "meta", "checkpoint-6", "adapter_model.safetensors")
+    adapter = Path(run_values["output_dir"], "meta", "checkpoint-2", "adapter_model.safetensors")
+    other = Path(run_values["output_dir"], "meta", "checkpoint-3", "adapter_model.safetensors")
     adapter.write_bytes(other.read_bytes())
     assert "is of another adapter" in fails(capsys, "collect", path)
 

@@ -35,7 +35,7 @@ def test_python_api_and_estimate_any_subset(tmp_path):
     assert "fine-tuned on" in said
     selection = SelectionResult.load(tmp_path / "out" / "selection.json")
     assert len(selection.effects) == 13
-    (tmp_path / "out" / "meta" / "meta.json").write_text('{"checkpoints": {"half": 15}}')
+    (tmp_path / "out" / "meta" / "meta.json").write_text('{"checkpoints": {"10%": 3}}')
     (tmp_path / "out" / "gradients").symlink_to(tmp_path / "out" / "meta" / "gradients")
     lines = example("estimate_any_subset.py", tmp_path / "out", "word_problems").splitlines()
     assert len(lines) == 13 * 12 // 2

@@ -29,15 +29,15 @@ def finished(tmp_path_factory, base_folder, task_folder):
 
 def test_every_stage_leaves_its_result(finished):
     _, rows, out = finished
-    expected = ["meta/adapter_model.safetensors", "meta/checkpoint-3", "meta/checkpoint-6"]
-    expected += ["gradients/checkpoint-3/manifest.json", "gradients/checkpoint-6/manifest.json", "selection.json"]
+    expected = ["meta/adapter_model.safetensors", "meta/checkpoint-2", "meta/checkpoint-3"]
+    expected += ["gradients/checkpoint-2/manifest.json", "gradients/checkpoint-3/manifest.json", "selection.json"]
     expected += ["estimates.parquet", "plots/selection.png", "plots/evaluation.png", "run.json"]
     expected += [f"final/{n}" for n in ("adapter_model.safetensors", "README.md", "selection.json", "run.json")]
     assert [p for p in expected if not (out / p).exists()] == []
     assert [row.model for row in rows] == ["base", "all tasks", "selection"]
     stages = json.loads((out / "run.json").read_text())["stages"]
     assert all(stage["seconds"] >= 0 for stage in stages.values())
-    assert {"meta", "gradients/checkpoint-3", "gradients/checkpoint-6", "select", "final"} <= set(stages)
+    assert {"meta", "gradients/checkpoint-2", "gradients/checkpoint-3", "select", "final"} <= set(stages)
     estimates = pq.read_table(out / "estimates.parquet").to_pylist()
     assert {"single", "all", "path"} == {row["kind"] for row in estimates}
 
@@ -52,7 +52,7 @@ def test_a_changed_costly_setting_is_an_error_and_a_cheap_one_is_done_again(fini
     values, _, _ = finished
     with pytest.raises(TaskSelectionError, match="holds a finished stage 'meta' with seed 0, but now it is 5"):
         run({**values, "seed": 5})
-    with pytest.raises(TaskSelectionError, match=r"finished stage 'gradients/checkpoint-3' with gradients"):
+    with pytest.raises(TaskSelectionError, match=r"finished stage 'gradients/checkpoint-2' with gradients"):
         run({**values, "gradients": {**values["gradients"], "dim": 32}})
     backward = RunConfig.from_dict({**values, "selection": {"method": "backward"}})
     assert pipeline.select(Run(backward, lambda m: None)).method == "backward"

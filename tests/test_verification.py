@@ -80,7 +80,7 @@ def test_the_best_checkpoint_is_found_by_true_runs(verified, tmp_path):
     run, _, _ = verified
     chosen = best_checkpoint(run.output_dir, SubsetEstimator(budget=run.config.budget), "goal")
     errors = {}
-    for name in ("half", "end", "average"):
+    for name in ("10%", "half", "average"):
         estimator = fit_run_estimator(run.output_dir, run.config, checkpoint=name)
         subsets, losses = true_losses(run.output_dir, "goal")
         mean, _ = cross_calibrated(estimator, subsets, losses)

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from ..gradients.store import GradientStore
-from .statistics import token_statistics
+from .statistics import loss_statistics
 from .surrogate import Surrogate, check_condition, chunks, mean_eigenvalue, weighted_sum
 
 
 class ClosedForm(Surrogate):
     """Base of the surrogates that are functions of a subset's mean loss gradient b_S and empirical Fisher matrix F_S.
 
-    b_S = Σ n_i g_i / Σ n_i and F_S = Σ n_i g_i gᵢᵀ / Σ n_i over the subset's samples, n_i their answer tokens.
+    b_S = Σ g_i / N_S and F_S = Σ g_i gᵢᵀ / N_S over the subset's samples, g_i the gradient of a sample's mean loss per
+    token. Trainers average over the tokens of a batch, which would weight samples by their length; that ranks real
+    subsets worse (docs/fidelity.md), so that all count the same here, as in the paper.
     """
 
+    by_tokens = False
+
     def fit(self, store: GradientStore, seed: int | None = None) -> ClosedForm:
-        self.statistics = token_statistics(store, seed).to(self.device)
+        self.statistics = loss_statistics(store, seed, self.by_tokens).to(self.device)
         self.damping = self.regularization * mean_eigenvalue(self.statistics)
         check_condition(self.statistics, self.damping)
         return self
@@ -50,7 +54,6 @@ class EmpiricalFisherRidge(ClosedForm):
     """
 
     name = "empirical_fisher"
-    default_regularization = 0.1
 
     def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
         fisher.diagonal(dim1=1, dim2=2).add_(damping[:, None])
@@ -75,6 +78,13 @@ class EmpiricalFisherRidge(ClosedForm):
         return torch.cat(found, dim=1)
 
 
+class TokenFisherRidge(EmpiricalFisherRidge):
+    """The same with samples weighted by their answer tokens, as the training loss weights them: for comparison."""
+
+    name = "token_fisher"
+    by_tokens = True
+
+
 class GradientFlow(ClosedForm):
     """Training dynamics of the linearised model: w_S = −F_S⁻¹ (1 − exp(−τ_S F_S)) b_S.
 
@@ -84,7 +94,6 @@ class GradientFlow(ClosedForm):
     """
 
     name = "gradient_flow"
-    default_regularization = 0.1
 
     def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(fisher)

@@ -25,7 +25,6 @@ class OffsetLogistic(Surrogate):
 
     name = "offset_logistic"
     objectives = ("loss", "log_odds")
-    default_regularization = 1.0
     tolerance = 1e-6
 
     def fit(self, store: GradientStore, seed: int | None = None) -> OffsetLogistic:

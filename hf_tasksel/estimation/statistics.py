@@ -66,18 +66,19 @@ class DevStatistics:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def token_statistics(store: GradientStore, seed: int | None = None) -> TaskStatistics:
-    """Sum up loss gradients per task, each sample weighted by its answer tokens, since trainers average over tokens.
+def loss_statistics(store: GradientStore, seed: int | None = None, by_tokens: bool = False) -> TaskStatistics:
+    """Sum up loss gradients per task; every sample counts the same, or by its answer tokens.
 
     The sums are kept beside the store, in `statistics/`, and read from there the next time.
     """
     seed = store.seeds[0] if seed is None else seed
     shards = value_fingerprint(store.manifest["shards"])
-    path = store.path / CACHE_FOLDER / f"loss-{seed}.safetensors"
+    path = store.path / CACHE_FOLDER / f"loss-{'tokens' if by_tokens else 'samples'}-{seed}.safetensors"
     cached = read_cache(path, shards)
     if cached is not None:
         return cached
-    found = task_statistics(store, "loss", store.num_tokens.astype(np.float64), seed)
+    sample_weights = store.num_tokens.astype(np.float64) if by_tokens else np.ones(len(store))
+    found = task_statistics(store, "loss", sample_weights, seed)
     with contextlib.suppress(TaskSelectionError), atomic_path(path) as temporary:  # a read-only store has no cache
         save_file({f.name: getattr(found, f.name) for f in fields(found)}, temporary, {"shards": shards})
     return found

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from ..errors import ConfigError, did_you_mean
-from .closed_form import EmpiricalFisherRidge, GradientCosine, GradientFlow, GradientInnerProduct, ZeroOrder
+from .closed_form import (
+    EmpiricalFisherRidge,
+    GradientCosine,
+    GradientFlow,
+    GradientInnerProduct,
+    TokenFisherRidge,
+    ZeroOrder,
+)
 from .logistic import OffsetLogistic, PlainLogistic
 from .surrogate import Surrogate
 
@@ -11,6 +18,7 @@ SURROGATES: dict[str, type[Surrogate]] = {
     cls.name: cls
     for cls in (
         EmpiricalFisherRidge,
+        TokenFisherRidge,
         GradientFlow,
         OffsetLogistic,
         PlainLogistic,

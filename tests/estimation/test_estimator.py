@@ -76,29 +76,6 @@ def slow_dev(store: GradientStore) -> tuple[float, np.ndarray]:
     return loss, gradient / tokens.sum()
 
 
-def slow_fisher(store: GradientStore, subset: list[str], regularization: float) -> float:
-    """−(F + λI)⁻¹ b sample by sample."""
-
-    def fisher(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        matrix, vector, total = np.zeros((DIM, DIM)), np.zeros(DIM), 0.0
-        for i in rows:
-            g, w = store.gradients("loss")[i].astype(float), float(store.num_tokens[i])
-            matrix, vector, total = matrix + w * np.outer(g, g), vector + w * g, total + w
-        return matrix / total, vector / total
-
-    damping = regularization * np.trace(fisher(rows_of(store, TASKS))[0]) / DIM
-    matrix, vector = fisher(rows_of(store, subset))
-    loss, gradient = slow_dev(store)
-    return loss - gradient @ np.linalg.inv(matrix + damping * np.eye(DIM)) @ vector
-
-
-@pytest.mark.parametrize("subset", [["a"], ["a", "c"], TASKS])
-@pytest.mark.parametrize("regularization", [0.01, 1.0])
-def test_empirical_fisher_equals_the_sum_over_samples(store, subset, regularization):
-    found = SubsetEstimator("empirical_fisher", regularization).fit(store, "goal").predict([subset])[0]
-    assert found == pytest.approx(slow_fisher(store, subset, regularization), rel=1e-9)
-
-
 @pytest.mark.parametrize("subset", [["b"], ["a", "b"]])
 def test_offset_logistic_minimises_its_objective(store, subset):
     estimator = SubsetEstimator("offset_logistic", 0.5).fit(store, "goal")

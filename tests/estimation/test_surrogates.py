@@ -24,10 +24,10 @@ def store(tmp_path_factory):
     return random_store(tmp_path_factory.mktemp("store") / "s")
 
 
-def problem(store: GradientStore, subset: list[str], objective: str = "loss"):
+def problem(store: GradientStore, subset: list[str], objective: str = "loss", by_tokens: bool = False):
     """Return gradients, shares and dev gradient of a subset, in float64."""
     rows = np.flatnonzero((store.split == "train") & np.isin(store.task, subset))
-    share = store.num_tokens[rows].astype(float)
+    share = store.num_tokens[rows].astype(float) if by_tokens else np.ones(len(rows))
     dev = np.flatnonzero(store.split == "dev")
     dev_share = store.num_tokens[dev] / store.num_tokens[dev].sum()
     loss = dev_share @ store.loss[dev].astype(float)
@@ -35,18 +35,19 @@ def problem(store: GradientStore, subset: list[str], objective: str = "loss"):
     return store.gradients(objective)[rows].astype(float), share / share.sum(), loss, slope
 
 
-def unit(store: GradientStore) -> float:
+def unit(store: GradientStore, by_tokens: bool = False) -> float:
     """The mean eigenvalue of the curvature over all tasks."""
-    g, share, _, _ = problem(store, TASKS)
+    g, share, _, _ = problem(store, TASKS, by_tokens=by_tokens)
     return np.trace(g.T @ (share[:, None] * g)) / g.shape[1]
 
 
 def slow_estimate(name: str, store: GradientStore, subset: list[str], regularization: float) -> float:
     """Estimate one subset by the definition of a closed-form surrogate."""
-    g, share, loss, slope = problem(store, subset)
-    damping = regularization * unit(store)
+    by_tokens = name == "token_fisher"
+    g, share, loss, slope = problem(store, subset, by_tokens=by_tokens)
+    damping = regularization * unit(store, by_tokens)
     b, fisher = share @ g, g.T @ (share[:, None] * g)
-    if name == "empirical_fisher":
+    if name in ("empirical_fisher", "token_fisher"):
         w = -np.linalg.inv(fisher + damping * np.eye(len(b))) @ b
     elif name == "gradient_flow":
         w = -np.linalg.inv(fisher) @ (np.eye(len(b)) - expm(-fisher / damping)) @ b
@@ -62,7 +63,9 @@ def slow_estimate(name: str, store: GradientStore, subset: list[str], regulariza
 
 @pytest.mark.parametrize("subset", [["t0"], ["t1", "t3"], TASKS])
 @pytest.mark.parametrize("regularization", [0.05, 2.0])
-@pytest.mark.parametrize("name", ["empirical_fisher", "gradient_flow", "inner_product", "cosine", "zero_order"])
+@pytest.mark.parametrize(
+    "name", ["empirical_fisher", "token_fisher", "gradient_flow", "inner_product", "cosine", "zero_order"]
+)
 def test_closed_forms_equal_their_definition(store, name, regularization, subset):
     found = SubsetEstimator(name, regularization).fit(store, "goal").predict([subset])[0]
     assert found == pytest.approx(slow_estimate(name, store, subset, regularization), rel=1e-7)

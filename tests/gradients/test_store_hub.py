@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 import gradient_worker
 from hf_tasksel import GradientStore
 from hf_tasksel.errors import StoreError, TaskSelectionError
-from hf_tasksel.estimation.statistics import token_statistics
+from hf_tasksel.estimation.statistics import loss_statistics
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_second_push_replaces_the_first_in_one_commit(hub, api, tmp_path):
 
 def test_sums_that_are_kept_beside_the_shards_stay_at_home(hub, api, tmp_path):
     store = own_store(tmp_path / "s", 3)
-    token_statistics(store)
+    loss_statistics(store)
     assert list((tmp_path / "s" / "statistics").iterdir())
     store.push_to_hub("tester/gradients", api=api)
     assert not [name for name in hub.files("tester/gradients", "dataset") if "statistics" in name]
