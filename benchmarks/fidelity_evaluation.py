@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,30 +15,35 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from hf_tasksel import GradientCollator, SubsetEstimator, pipeline
+from hf_tasksel.estimation.calibration import Calibration
+from hf_tasksel.estimation.estimator import random_halves
 from hf_tasksel.estimation.exact import isometric_store
 from hf_tasksel.estimation.fidelity import measure_fidelity
 from hf_tasksel.estimation.surrogates import DEFAULT_SURROGATE
+from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.store import MANIFEST_FILE, GradientStore
 from hf_tasksel.models import load_adapter, load_base
-from hf_tasksel.plots import BLUE, GREY, ORANGE, save, tidy
+from hf_tasksel.plots import BLUE, GREEN, GREY, ORANGE, save, tidy
 from hf_tasksel.run_context import Run
 from hf_tasksel.run_record import versions
 from hf_tasksel.stores import checkpoint_steps, store_path
-from hf_tasksel.truth import calibrate_with, seed_columns
+from hf_tasksel.truth import seed_columns
 
-CLOSED = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
-COARSE = (0.01, 0.1, 1.0, 10.0)
-MAIN = ("half", "end")
-# surrogate -> relative λ, and the checkpoints it is tried at (None: all)
-SURROGATES: dict[Any, tuple[tuple[float, ...], tuple[str, ...] | None]] = {
-    "empirical_fisher": (CLOSED, None),
-    "gradient_flow": (COARSE, MAIN),
-    "offset_logistic": (COARSE, MAIN),
-    "plain_logistic": (COARSE, MAIN),
-    "inner_product": ((1.0,), None),
-    "cosine": ((1.0,), None),
-    ("empirical_fisher", "offset_logistic"): (COARSE, MAIN),
+SKETCH, EXACT, ADAM = "count sketch, 3 seeds", "exact gradients", "Adam's metric"
+CLOSED = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+LOGISTIC = (0.1, 1.0, 10.0)
+# surrogate -> relative λ, and whether it is tried at every checkpoint or at three of them
+SURROGATES: dict[str, tuple[tuple[float, ...], bool]] = {
+    "empirical_fisher": (CLOSED, True),
+    "token_fisher": (CLOSED, True),
+    "gradient_flow": ((0.1, 1.0, 10.0), True),
+    "offset_logistic": (LOGISTIC, False),
+    "plain_logistic": (LOGISTIC, False),
+    "inner_product": ((1.0,), True),
+    "cosine": ((1.0,), True),
 }
+MAIN = ("10%", "half", "end")
+MEAN_OF = ("empirical_fisher", "plain_logistic")
 CALIBRATION_RUNS = (0, 3, 5, 10, 20)
 DRAWS = 20
 MAX_EXACT_SAMPLES = 3000
@@ -48,16 +53,11 @@ MAX_EXACT_SAMPLES = 3000
 class Option:
     """One way to estimate: a surrogate, its λ, and the stores it is fitted to."""
 
-    surrogate: Any
-    regularization: float
-    checkpoint: str
-    sketch: str = "count sketch, 3 seeds"
+    surrogate: str = DEFAULT_SURROGATE
+    regularization: float = 1.0
+    checkpoint: str = "10%"
+    sketch: str = SKETCH
     budget: str = "steps"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        name = self.surrogate if isinstance(self.surrogate, str) else "mean of " + " and ".join(self.surrogate)
-        return {**vars(self), "surrogate": name}
 
 
 @dataclass
@@ -85,27 +85,25 @@ class Truth:
 
 
 def evaluate(study: str, run: Run) -> int:
-    """Score all options on the first half of the subsets, report the best of each kind on the second half."""
+    """Score all options on the first half of the subsets, report on the second half."""
     pipeline.collect(run)
     truth = Truth.read(study)
     stores = study_stores(run)
     estimates = dict(all_estimates(stores, run, truth.subsets))
-    chosen = choose(estimates, truth)
-    default = Option("empirical_fisher", 0.1, "half", budget=run.config.budget)
-    reported = {"default of the package": default, **chosen}
-    result = {
+    default = Option(budget=run.config.budget)
+    reported = {**one_change(default, estimates), **choose(estimates, truth)}
+    result: dict[str, Any] = {
         "command": f"python benchmarks/fidelity.py evaluate {study}",
         "versions": versions(),
         "study": study,
         "budget": run.config.budget,
         "subsets": {"chosen on": truth.dev.stop, "reported on": truth.test.stop - truth.test.start},
         "reported": {name: report(option, estimates[option], truth) for name, option in reported.items()},
-        "default_by_size": by_size(estimates[default], truth),
+        "by_size": {name: by_size(estimates[reported[name]], truth) for name in ("default", "expanded at half")},
         "dev_scores": [
-            {**option.to_dict(), "spearman": round(dev_spearman(values, truth), 4)}
-            for option, values in estimates.items()
+            {**vars(option), "spearman": round(dev_spearman(values, truth), 4)} for option, values in estimates.items()
         ],
-        "calibration": calibration_curve(stores, run, truth, chosen[DEFAULT_SURROGATE]),
+        "calibration": calibration_curves(estimates, stores, run, truth, default),
     }
     path = RESULTS / f"fidelity_{study}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -117,46 +115,83 @@ def evaluate(study: str, run: Run) -> int:
 
 
 def study_stores(run: Run) -> dict[tuple[str, str], list[GradientStore]]:
-    """Return (checkpoint, sketch) -> stores: each kept checkpoint, their average, and exact gradients half way."""
+    """Return (checkpoint, sketch) -> stores: each kept checkpoint, their average, and two variants at a tenth."""
     steps = checkpoint_steps(run.output_dir)
-    names = list(dict.fromkeys(steps))
-    sketched = {name: GradientStore(store_path(run.output_dir, steps[name])) for name in names}
-    found = {(name, "count sketch, 3 seeds"): [store] for name, store in sketched.items()}
-    found["average", "count sketch, 3 seeds"] = list(sketched.values())
-    if len(sketched["half"]) <= MAX_EXACT_SAMPLES:
-        found["half", "exact gradients"] = [exact_store(run, steps["half"])]
+    sketched = {name: GradientStore(store_path(run.output_dir, step)) for name, step in steps.items()}
+    found = {(name, SKETCH): [store] for name, store in sketched.items()}
+    found["average", SKETCH] = list(sketched.values())
+    found["10%", ADAM] = [variant_store(run, steps["10%"], ADAM)]
+    if len(sketched["10%"]) <= MAX_EXACT_SAMPLES:
+        found["10%", EXACT] = [variant_store(run, steps["10%"], EXACT)]
     return found
 
 
-def exact_store(run: Run, step: int) -> GradientStore:
-    """Collect unprojected gradients at a checkpoint, and turn them into a basis of their span."""
-    whole, reduced = (run.output_dir / "exact" / f"{kind}-{step}" for kind in ("gradients", "basis"))
-    if not (reduced / MANIFEST_FILE).is_file():
-        model = load_adapter(load_base(run.config), run.output_dir / "meta" / f"checkpoint-{step}", is_trainable=True)
-        collator = GradientCollator(
-            pipeline.make_collator(run, step).data_collator, projection="identity", dtype="float32"
-        )
-        splits = {name: run.tokenized[name] for name in ("train", "dev")}
-        isometric_store(collator.collect(model, splits, whole, shard_size=256), reduced)
-        shutil.rmtree(whole)
-    return GradientStore(reduced)
+def variant_store(run: Run, step: int, kind: str) -> GradientStore:
+    """Collect gradients in Adam's metric; or unprojected ones, and turn them into a basis of their span."""
+    folder = run.output_dir / "variants" / f"{'adam' if kind == ADAM else 'exact'}-{step}"
+    if (folder / MANIFEST_FILE).is_file():
+        return GradientStore(folder)
+    checkpoint = run.output_dir / "meta" / f"checkpoint-{step}"
+    model = load_adapter(load_base(run.config), checkpoint, is_trainable=True)
+    splits = {name: run.tokenized[name] for name in ("train", "dev")}
+    data_collator = pipeline.make_collator(run, step).data_collator
+    if kind == ADAM:
+        collator = GradientCollator(data_collator, seeds=[0, 1, 2], second_moments=load_second_moments(checkpoint))
+        return collator.collect(model, splits, folder)
+    whole = folder.with_name(f"whole-{step}")
+    collator = GradientCollator(data_collator, projection="identity", dtype="float32")
+    isometric_store(collator.collect(model, splits, whole, shard_size=256), folder)
+    shutil.rmtree(whole)
+    return GradientStore(folder)
 
 
 def all_estimates(
     stores: dict[tuple[str, str], list[GradientStore]], run: Run, subsets: Sequence[Sequence[str]]
 ) -> Iterator[tuple[Option, np.ndarray]]:
     """Estimate all subsets with every option."""
-    for ((checkpoint, sketch), chosen), (surrogate, (values, wanted)) in itertools.product(
-        stores.items(), SURROGATES.items()
-    ):
-        exact = sketch == "exact gradients"
-        if (wanted and checkpoint not in wanted) or (exact and surrogate != "empirical_fisher"):
-            continue
-        both = surrogate == "empirical_fisher" and not exact
-        budgets = dict.fromkeys(["steps", "epochs"] if both else [run.config.budget])
-        for regularization, budget in itertools.product(values, budgets):
-            estimator = SubsetEstimator(surrogate, regularization, budget).fit(chosen, run.config.target.task)
-            yield Option(surrogate, regularization, checkpoint, sketch, budget), estimator.predict(subsets)
+    found: dict[Option, np.ndarray] = {}
+    for option in all_options(list(stores), run.config.budget):
+        estimator = SubsetEstimator(option.surrogate, option.regularization, option.budget)
+        estimator.fit(stores[option.checkpoint, option.sketch], run.config.target.task)
+        found[option] = estimator.predict(subsets)
+        yield option, found[option]
+    first, second = MEAN_OF
+    for option, values in found.items():
+        other = dataclasses.replace(option, surrogate=second)
+        if option.surrogate == first and other in found:
+            yield dataclasses.replace(option, surrogate=f"mean of {first} and {second}"), (values + found[other]) / 2
+
+
+def all_options(stores: Sequence[tuple[str, str]], own_budget: str) -> Iterator[Option]:
+    """Return every surrogate at the checkpoints, with the λ and the budgets, that it is tried with."""
+    for checkpoint, sketch in stores:
+        for surrogate, (values, everywhere) in SURROGATES.items():
+            if (sketch != SKETCH and surrogate != DEFAULT_SURROGATE) or not (everywhere or checkpoint in MAIN):
+                continue
+            both = surrogate == DEFAULT_SURROGATE and sketch == SKETCH
+            for budget in ["steps", "epochs"] if both else [own_budget]:
+                for regularization in values:
+                    yield Option(surrogate, regularization, checkpoint, sketch, budget)
+
+
+def one_change(default: Option, estimates: dict[Option, np.ndarray]) -> dict[str, Option]:
+    """Return the default of the package and what differs from it in one thing: nothing here is chosen."""
+    other = "epochs" if default.budget == "steps" else "steps"
+    changes: dict[str, dict[str, Any]] = {
+        "default": {},
+        "λ 0.1": {"regularization": 0.1},
+        "λ 10": {"regularization": 10.0},
+        **{f"expanded at {name}": {"checkpoint": name} for name in ("5%", "20%", "half", "end")},
+        "average of all checkpoints": {"checkpoint": "average"},
+        "samples weighted by their tokens": {"surrogate": "token_fisher"},
+        "exact gradients": {"sketch": EXACT},
+        "gradients in Adam's metric": {"sketch": ADAM},
+        f"as if {other} were fixed": {"budget": other},
+        **{name.replace("_", " "): {"surrogate": name} for name in SURROGATES if not name.endswith("fisher")},
+        "mean with plain logistic": {"surrogate": f"mean of {MEAN_OF[0]} and {MEAN_OF[1]}"},
+    }
+    options = {name: dataclasses.replace(default, **change) for name, change in changes.items()}
+    return {name: option for name, option in options.items() if option in estimates}
 
 
 def dev_spearman(values: np.ndarray, truth: Truth) -> float:
@@ -165,23 +200,15 @@ def dev_spearman(values: np.ndarray, truth: Truth) -> float:
 
 
 def choose(estimates: dict[Option, np.ndarray], truth: Truth) -> dict[str, Option]:
-    """Return, per surrogate and per way of expanding, the option with the best rank correlation on the first half."""
-    groups: dict[str, list[Option]] = {}
-    for option in estimates:
-        groups.setdefault(str(option.to_dict()["surrogate"]), []).append(option)
-        if option.surrogate == DEFAULT_SURROGATE:
-            groups.setdefault(f"{DEFAULT_SURROGATE}, checkpoint {option.checkpoint}", []).append(option)
-            groups.setdefault(f"{DEFAULT_SURROGATE}, {option.sketch}", []).append(option)
-            groups.setdefault(f"{DEFAULT_SURROGATE}, budget {option.budget}", []).append(option)
-    return {
-        name: max(options, key=lambda option: dev_spearman(estimates[option], truth))
-        for name, options in groups.items()
-    }
+    """Return, for each surrogate, the option with the best rank correlation on the first half."""
+    scores = {option: dev_spearman(values, truth) for option, values in estimates.items()}
+    rising = sorted(scores, key=scores.__getitem__)
+    return {f"best {option.surrogate.replace('_', ' ')}": option for option in rising}
 
 
 def report(option: Option, values: np.ndarray, truth: Truth) -> dict[str, Any]:
     """Return an option's figures on the reporting half."""
-    return {"option": option.to_dict(), **measure_fidelity(values[truth.test], *truth.columns(truth.test)).to_dict()}
+    return {"option": vars(option), **measure_fidelity(values[truth.test], *truth.columns(truth.test)).to_dict()}
 
 
 def by_size(values: np.ndarray, truth: Truth) -> dict[int, float]:
@@ -193,22 +220,73 @@ def by_size(values: np.ndarray, truth: Truth) -> dict[int, float]:
     }
 
 
-def calibration_curve(
-    stores: dict[tuple[str, str], list[GradientStore]], run: Run, truth: Truth, option: Option
+@dataclass
+class FirstOrder:
+    """First-order estimates of all subsets at one checkpoint, ready to be calibrated with any runs."""
+
+    estimates: np.ndarray
+    weights: np.ndarray
+    centre: float
+    spread: float
+
+    def fit(self, runs: Sequence[int] | np.ndarray, losses: np.ndarray) -> Calibration:
+        """Calibrate with some of the subsets."""
+        return Calibration(self.estimates[runs], self.weights[runs], losses, self.centre, self.spread)
+
+    def left_out_error(self, runs: np.ndarray, losses: np.ndarray) -> float:
+        """Return the mean error of predictions of each run from the others."""
+        errors = []
+        for i, left_out in enumerate(runs):
+            calibration = self.fit(np.delete(runs, i), np.delete(losses, i))
+            mean, _ = calibration.predict(self.estimates[[left_out]], self.weights[[left_out]])
+            errors.append(abs(mean[0] - losses[i]))
+        return float(np.mean(errors))
+
+
+def calibration_curves(
+    estimates: dict[Option, np.ndarray],
+    stores: dict[tuple[str, str], list[GradientStore]],
+    run: Run,
+    truth: Truth,
+    default: Option,
 ) -> list[dict[str, Any]]:
-    """Calibrate with k runs of the first half and report on the second, beside a linear datamodel on the same runs."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for name, surrogate in (("calibrated", option.surrogate), ("linear datamodel", "zero_order")):
-        estimator = SubsetEstimator(surrogate, option.regularization, option.budget)
-        estimator.fit(stores[option.checkpoint, option.sketch], run.config.target.task)
-        for k in CALIBRATION_RUNS:
-            found = []
-            for _ in range(DRAWS if k else 1):
-                picked = rng.choice(truth.dev.stop, k, replace=False)
-                calibrate_with(estimator, [truth.subsets[i] for i in picked], [truth.losses[i][:1] for i in picked])
-                mean, std = estimator.predict(truth.subsets[truth.test], return_std=True)
-                found.append(one_seed_figures(mean, std, truth))
+    """Calibrate with k runs of the first half and report on the second: the default, and rivals on the same runs."""
+    known: dict[str, FirstOrder] = {}
+    for checkpoint, sketch in stores:
+        if sketch != SKETCH:
+            continue
+        option = dataclasses.replace(default, checkpoint=checkpoint)
+        estimator = SubsetEstimator(option.surrogate, option.regularization, option.budget)
+        estimator.fit(stores[checkpoint, sketch], run.config.target.task)
+        halves = estimator.predict(random_halves(len(estimator.task_names_)))
+        weights = estimator.task_weights(truth.subsets)
+        known[checkpoint] = FirstOrder(estimates[option], weights, float(halves.mean()), float(halves.std()))
+    own = known[default.checkpoint]
+    nothing = FirstOrder(np.zeros_like(own.estimates), own.weights, 0.0, own.spread)
+    return [
+        *calibration_curve("calibrated", [own], truth),
+        *calibration_curve("calibrated, best checkpoint", list(known.values()), truth),
+        *calibration_curve("linear datamodel", [nothing], truth),
+    ]
+
+
+def calibration_curve(name: str, candidates: Sequence[FirstOrder], truth: Truth) -> list[dict[str, Any]]:
+    """Report means over random draws of k runs, one seed each; of several candidates the one that predicts these."""
+    rng, rows = np.random.default_rng(0), []
+    first = np.asarray(truth.losses)[:, 0]
+    for k in CALIBRATION_RUNS:
+        found = []
+        for _ in range(DRAWS if k else 0):
+            runs = rng.choice(truth.dev.stop, k, replace=False)
+            best = (
+                min(candidates, key=lambda c: c.left_out_error(runs, first[runs])) if candidates[1:] else candidates[0]
+            )
+            predicted = best.fit(runs, first[runs]).predict(best.estimates[truth.test], best.weights[truth.test])
+            found.append(one_seed_figures(*predicted, truth))
+        if not k and len(candidates) == 1:
+            raw = candidates[0].estimates[truth.test]
+            found = [one_seed_figures(raw, np.zeros_like(raw), truth)]
+        if found:
             rows.append(
                 {"predictor": name, "true_runs": k, **{n: float(np.mean([f[n] for f in found])) for n in found[0]}}
             )
@@ -238,12 +316,16 @@ def draw(study: str, result: dict[str, Any], values: np.ndarray, truth: Truth) -
     left.scatter(mean, values[truth.test], color=BLUE, s=22)
     left.set_xlabel("true target loss, mean of two seeds (nats per token)")
     left.set_ylabel("estimated, not calibrated")
-    default = result["reported"]["default of the package"]
+    default = result["reported"]["default"]
     left.set_title(
         f"default: Spearman {default['spearman']:.2f}, two seeds {default['ceiling_spearman']:.2f}", loc="left"
     )
     for axes, key, ceiling in ((middle, "spearman", "ceiling_spearman"), (right, "relative_error", "ceiling_error")):
-        for name, colour in (("calibrated", BLUE), ("linear datamodel", ORANGE)):
+        for name, colour in (
+            ("calibrated", BLUE),
+            ("calibrated, best checkpoint", GREEN),
+            ("linear datamodel", ORANGE),
+        ):
             rows = [
                 r for r in result["calibration"] if r["predictor"] == name and (r["true_runs"] or key == "spearman")
             ]

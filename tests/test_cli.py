@@ -107,7 +107,7 @@ def test_importing_the_package_imports_no_library():
         (["--subset", "next,sam"], "unknown task 'sam' (did you mean 'same'?)"),
         (["--subset", ","], "subset 0 is empty"),
         (["--subset", "next", "--checkpoint", "third"], "checkpoint 'third' is not one of the kept ones"),
-        (["--subset", "next", "--surrogate", "fisher"], "did you mean 'empirical_fisher'?"),
+        (["--subset", "next", "--surrogate", "empirical_fischer"], "did you mean 'empirical_fisher'?"),
         (["--subset", "next", "stray"], "unexpected argument 'stray'"),
     ],
 )
