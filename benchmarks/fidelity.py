@@ -45,6 +45,7 @@ STUDIES = {
         (
             *("--meta.max_steps", "160", "--gradients.checkpoints", "[5%, 10%, 20%, half, end]"),
             *("--gradients.objectives", "[loss, log_odds]", "--gradients.seeds", "[0, 1, 2]"),
+            *("--estimator.checkpoint", "10%"),
         ),
     ),
     "instruct": Study("local/study_instruct.yaml"),

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,38 +145,70 @@ def estimation_speed() -> str:
     return markdown(header, rows, "estimation")
 
 
-def fidelity_quickstart() -> str:
+STUDIES = ("instruct", "cot", "quickstart")
+
+
+def fidelity(study: str) -> str:
     """One row per reported option, then the constant predictor and the agreement of two seeds."""
-    values = result("fidelity_quickstart")
+    name = f"fidelity_{study}"
+    reported = result(name)["reported"]
     rows = []
-    for name, r in values["reported"].items():
+    for title, r in reported.items():
         option, (low, high) = r["option"], r["intervals"]["spearman"]
-        where = f"{option['checkpoint']}, λ {option['regularization']:g}, {option['budget']}"
         spearman = f"{r['spearman']:.2f} ({low:.2f}, {high:.2f})"
-        rows.append([name.replace("_", " "), where, spearman, f"{r['pearson']:.2f}", f"{r['relative_error']:.1%}"])
-    last = next(iter(values["reported"].values()))
-    rows.append(["constant predictor", "", "0", "0", f"{last['constant_error']:.1%}"])
+        chosen = f"{title} ({option['checkpoint']}, λ {option['regularization']:g}, {option['budget']})"
+        figures = [f"{r['pearson']:.2f}", f"{r['relative_error']:.1%}", f"{r['regret']:.3f}"]
+        rows.append([chosen if title.startswith("best ") else title, spearman, *figures])
+    last = reported["default"]
+    rows.append(["constant predictor", "0", "0", f"{last['constant_error']:.1%}", ""])
     ceiling = [f"{last['ceiling_spearman']:.2f}", f"{last['ceiling_pearson']:.2f}", f"{last['ceiling_error']:.1%}"]
-    rows.append(["one seed for the other", "", *ceiling])
-    header = ["best on the first half, by", "chosen there", "Spearman (90 %)", "Pearson", "relative error, raw"]
-    return markdown(header, rows, "fidelity_quickstart")
+    rows.append(["one seed for the other", *ceiling, ""])
+    return markdown(["", "Spearman (90 %)", "Pearson", "relative error, raw", "regret, nats"], rows, name)
 
 
-def fidelity_by_size() -> str:
-    """The default's rank correlation within each size of subset."""
-    found = result("fidelity_quickstart")["default_by_size"]
-    header = ["tasks in the subset", *found]
-    return markdown(header, [["Spearman of the default, 20 subsets", *found.values()]], "fidelity_quickstart")
+def fidelity_by_size(study: str) -> str:
+    """The rank correlation within each size of subset, over both halves."""
+    found = result(f"fidelity_{study}")["by_size"]
+    rows = [[f"Spearman, {title}", *(f"{x:.2f}" for x in by.values())] for title, by in found.items()]
+    return markdown(["tasks in the subset", *found["default"]], rows, f"fidelity_{study}")
 
 
-def calibration_quickstart() -> str:
+def calibration(study: str) -> str:
     """What true fine-tunes add."""
     rows = [
-        [r["predictor"], r["true_runs"], f"{r['spearman']:.2f}", f"{r['relative_error']:.1%}", f"{r['coverage']:.0%}"]
-        for r in result("fidelity_quickstart")["calibration"]
+        [
+            r["predictor"],
+            r["true_runs"],
+            f"{r['spearman']:.2f}",
+            f"{r['relative_error']:.1%}",
+            f"{r['coverage']:.0%}" if r["true_runs"] else "",
+        ]
+        for r in result(f"fidelity_{study}")["calibration"]
     ]
     header = ["", "true runs", "Spearman", "relative error", "90 % intervals hold"]
-    return markdown(header, rows, "fidelity_quickstart")
+    return markdown(header, rows, f"fidelity_{study}")
+
+
+def decisions(study: str) -> str:
+    """What true fine-tunes of each choice lead to, and how many random subsets are better."""
+    values = result(f"decisions_{study}")
+    cloud = np.asarray(values["random_subsets"]["test_losses"])
+    rows = []
+    for name, r in values["choices"].items():
+        loss = float(np.mean(r["test_losses"]))
+        spread = abs(r["test_losses"][0] - r["test_losses"][1])
+        rows.append(
+            [
+                name,
+                len(r.get("tasks", r.get("shares_of_samples"))),
+                f"{loss:.3f}",
+                f"{spread:.3f}",
+                f"{(cloud < loss).mean():.0%}",
+            ]
+        )
+    rows.append(["random subset, median", "", f"{np.median(cloud):.3f}", "", "50%"])
+    header = ["chosen by", "tasks", "test loss", "two seeds differ by", "random subsets that are better"]
+    return markdown(header, rows, f"decisions_{study}")
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -184,9 +217,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "projections": projections,
     "expansion": expansion,
     "estimation_speed": estimation_speed,
-    "fidelity_quickstart": fidelity_quickstart,
-    "fidelity_by_size": fidelity_by_size,
-    "calibration_quickstart": calibration_quickstart,
+    **{
+        f"{table.__name__}_{study}": partial(table, study)
+        for table in (fidelity, fidelity_by_size, calibration, decisions)
+        for study in STUDIES
+    },
 }
 
 if __name__ == "__main__":
