@@ -44,7 +44,7 @@ SURROGATES: dict[str, tuple[tuple[float, ...], bool]] = {
 }
 MAIN = ("10%", "half", "end")
 MEAN_OF = ("empirical_fisher", "plain_logistic")
-CALIBRATION_RUNS = (0, 3, 5, 10, 20)
+CALIBRATION_RUNS = (3, 5, 10, 20)
 DRAWS = 20
 MAX_EXACT_SAMPLES = 3000
 
@@ -263,7 +263,9 @@ def calibration_curves(
         known[checkpoint] = FirstOrder(estimates[option], weights, float(halves.mean()), float(halves.std()))
     own = known[default.checkpoint]
     nothing = FirstOrder(np.zeros_like(own.estimates), own.weights, 0.0, own.spread)
+    raw = one_seed_figures(own.estimates[truth.test], np.zeros(truth.test.stop - truth.test.start), truth)
     return [
+        {"predictor": "as estimated", "true_runs": 0, **raw, "coverage": None},
         *calibration_curve("calibrated", [own], truth),
         *calibration_curve("calibrated, best checkpoint", list(known.values()), truth),
         *calibration_curve("linear datamodel", [nothing], truth),
@@ -276,20 +278,15 @@ def calibration_curve(name: str, candidates: Sequence[FirstOrder], truth: Truth)
     first = np.asarray(truth.losses)[:, 0]
     for k in CALIBRATION_RUNS:
         found = []
-        for _ in range(DRAWS if k else 0):
+        for _ in range(DRAWS):
             runs = rng.choice(truth.dev.stop, k, replace=False)
             best = (
                 min(candidates, key=lambda c: c.left_out_error(runs, first[runs])) if candidates[1:] else candidates[0]
             )
             predicted = best.fit(runs, first[runs]).predict(best.estimates[truth.test], best.weights[truth.test])
             found.append(one_seed_figures(*predicted, truth))
-        if not k and len(candidates) == 1:
-            raw = candidates[0].estimates[truth.test]
-            found = [one_seed_figures(raw, np.zeros_like(raw), truth)]
-        if found:
-            rows.append(
-                {"predictor": name, "true_runs": k, **{n: float(np.mean([f[n] for f in found])) for n in found[0]}}
-            )
+        means = {n: float(np.mean([f[n] for f in found])) for n in found[0]}
+        rows.append({"predictor": name, "true_runs": k, **means})
     return rows
 
 
@@ -326,9 +323,7 @@ def draw(study: str, result: dict[str, Any], values: np.ndarray, truth: Truth) -
             ("calibrated, best checkpoint", GREEN),
             ("linear datamodel", ORANGE),
         ):
-            rows = [
-                r for r in result["calibration"] if r["predictor"] == name and (r["true_runs"] or key == "spearman")
-            ]
+            rows = [r for r in result["calibration"] if r["predictor"] == name]
             axes.plot([r["true_runs"] for r in rows], [r[key] for r in rows], "o-", color=colour, label=name)
         axes.axhline(default[ceiling], color=GREY, ls="--", label="two seeds with each other")
         axes.set_xlabel("true fine-tunes used")

@@ -48,9 +48,13 @@ def result(name: str) -> dict[str, Any]:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
     """Return a table, and under it the file and the command that its figures are from."""
+    return f"{table(header, rows)}\n\n`{result(name)['command']}` wrote these into `benchmarks/results/{name}.json`."
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-    return f"{table}\n\n`{result(name)['command']}` wrote these into `benchmarks/results/{name}.json`."
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def gradient_speed() -> str:
@@ -166,6 +170,24 @@ def fidelity(study: str) -> str:
     return markdown(["", "Spearman (90 %)", "Pearson", "relative error, raw", "regret, nats"], rows, name)
 
 
+def fidelity_summary() -> str:
+    """The default, calibrated or not, beside what two seeds and no estimator reach, for all studies."""
+    rows = []
+    for study in STUDIES:
+        values = result(f"fidelity_{study}")
+        default = values["reported"]["default"]
+        known = {(r["predictor"], r["true_runs"]): r for r in values["calibration"]}
+        columns = [default, known["calibrated", 3], known["calibrated", 10], known["linear datamodel", 10]]
+        figures = [(r["spearman"], r["relative_error"]) for r in columns]
+        figures += [(default["ceiling_spearman"], default["ceiling_error"]), (0, default["constant_error"])]
+        rows.append([study, *(f"{spearman:.2f} / {error:.1%}" for spearman, error in figures)])
+    header = ["Spearman / relative error", "as estimated", "3 true runs", "10 true runs", "10 runs, no gradients"]
+    source = (
+        "`python benchmarks/fidelity.py evaluate <study>` wrote these into `benchmarks/results/fidelity_<study>.json`."
+    )
+    return f"{table([*header, 'one seed for the other', 'constant'], rows)}\n\n{source}"
+
+
 def fidelity_by_size(study: str) -> str:
     """The rank correlation within each size of subset, over both halves."""
     found = result(f"fidelity_{study}")["by_size"]
@@ -181,7 +203,7 @@ def calibration(study: str) -> str:
             r["true_runs"],
             f"{r['spearman']:.2f}",
             f"{r['relative_error']:.1%}",
-            f"{r['coverage']:.0%}" if r["true_runs"] else "",
+            "" if r["coverage"] is None else f"{r['coverage']:.0%}",
         ]
         for r in result(f"fidelity_{study}")["calibration"]
     ]
@@ -210,9 +232,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "projections": projections,
     "expansion": expansion,
     "estimation_speed": estimation_speed,
+    "fidelity_summary": fidelity_summary,
     **{
-        f"{table.__name__}_{study}": partial(table, study)
-        for table in (fidelity, fidelity_by_size, calibration, decisions)
+        f"{make.__name__}_{study}": partial(make, study)
+        for make in (fidelity, fidelity_by_size, calibration, decisions)
         for study in STUDIES
     },
 }
