@@ -25,6 +25,7 @@ from hf_tasksel.gradients.store import MANIFEST_FILE, GradientStore
 from hf_tasksel.models import load_adapter, load_base
 from hf_tasksel.plots import BLUE, GREEN, GREY, ORANGE, save, tidy
 from hf_tasksel.run_context import Run
+from hf_tasksel.run_estimator import surely_best
 from hf_tasksel.run_record import versions
 from hf_tasksel.stores import checkpoint_steps, store_path
 from hf_tasksel.truth import seed_columns
@@ -99,6 +100,10 @@ def evaluate(study: str, run: Run) -> int:
         "budget": run.config.budget,
         "subsets": {"chosen on": truth.dev.stop, "reported on": truth.test.stop - truth.test.start},
         "reported": {name: report(option, estimates[option], truth) for name, option in reported.items()},
+        "points": {
+            "true": np.mean(truth.losses[truth.test], axis=1).round(4).tolist(),
+            "estimated": estimates[default][truth.test].round(4).tolist(),
+        },
         "by_size": {name: by_size(estimates[reported[name]], truth) for name in ("default", "expanded at half")},
         "dev_scores": [
             {**vars(option), "spearman": round(dev_spearman(values, truth), 4)} for option, values in estimates.items()
@@ -107,7 +112,7 @@ def evaluate(study: str, run: Run) -> int:
     }
     path = RESULTS / f"fidelity_{study}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    draw(study, result, estimates[default], truth)
+    draw(result)
     for name, row in result["reported"].items():
         print(f"{name:45} Spearman {row['spearman']:.3f}  relative error {row['relative_error']:.3f}")
     print(f"written to {path.relative_to(ROOT)}")
@@ -233,14 +238,14 @@ class FirstOrder:
         """Calibrate with some of the subsets."""
         return Calibration(self.estimates[runs], self.weights[runs], losses, self.centre, self.spread)
 
-    def left_out_error(self, runs: np.ndarray, losses: np.ndarray) -> float:
-        """Return the mean error of predictions of each run from the others."""
+    def left_out_errors(self, runs: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """Return the (k,) errors of predictions of each run from the others."""
         errors = []
         for i, left_out in enumerate(runs):
             calibration = self.fit(np.delete(runs, i), np.delete(losses, i))
             mean, _ = calibration.predict(self.estimates[[left_out]], self.weights[[left_out]])
             errors.append(abs(mean[0] - losses[i]))
-        return float(np.mean(errors))
+        return np.asarray(errors)
 
 
 def calibration_curves(
@@ -261,18 +266,18 @@ def calibration_curves(
         halves = estimator.predict(random_halves(len(estimator.task_names_)))
         weights = estimator.task_weights(truth.subsets)
         known[checkpoint] = FirstOrder(estimates[option], weights, float(halves.mean()), float(halves.std()))
-    own = known[default.checkpoint]
+    own = known.pop(default.checkpoint)
     nothing = FirstOrder(np.zeros_like(own.estimates), own.weights, 0.0, own.spread)
     raw = one_seed_figures(own.estimates[truth.test], np.zeros(truth.test.stop - truth.test.start), truth)
     return [
         {"predictor": "as estimated", "true_runs": 0, **raw, "coverage": None},
-        *calibration_curve("calibrated", [own], truth),
-        *calibration_curve("calibrated, best checkpoint", list(known.values()), truth),
-        *calibration_curve("linear datamodel", [nothing], truth),
+        *calibration_curve("calibrated", {"": own}, truth),
+        *calibration_curve("calibrated, best checkpoint", {default.checkpoint: own, **known}, truth),
+        *calibration_curve("linear datamodel", {"": nothing}, truth),
     ]
 
 
-def calibration_curve(name: str, candidates: Sequence[FirstOrder], truth: Truth) -> list[dict[str, Any]]:
+def calibration_curve(name: str, candidates: dict[str, FirstOrder], truth: Truth) -> list[dict[str, Any]]:
     """Report means over random draws of k runs, one seed each; of several candidates the one that predicts these."""
     rng, rows = np.random.default_rng(0), []
     first = np.asarray(truth.losses)[:, 0]
@@ -280,9 +285,10 @@ def calibration_curve(name: str, candidates: Sequence[FirstOrder], truth: Truth)
         found = []
         for _ in range(DRAWS):
             runs = rng.choice(truth.dev.stop, k, replace=False)
-            best = (
-                min(candidates, key=lambda c: c.left_out_error(runs, first[runs])) if candidates[1:] else candidates[0]
-            )
+            best = next(iter(candidates.values()))
+            if len(candidates) > 1:
+                errors = {c: one.left_out_errors(runs, first[runs]) for c, one in candidates.items()}
+                best = candidates[surely_best(errors)]
             predicted = best.fit(runs, first[runs]).predict(best.estimates[truth.test], best.weights[truth.test])
             found.append(one_seed_figures(*predicted, truth))
         means = {n: float(np.mean([f[n] for f in found])) for n in found[0]}
@@ -304,31 +310,32 @@ def one_seed_figures(mean: np.ndarray, std: np.ndarray, truth: Truth) -> dict[st
     }
 
 
-def draw(study: str, result: dict[str, Any], values: np.ndarray, truth: Truth) -> None:
-    """Draw estimated over true, and the calibration curve."""
+def draw(result: dict[str, Any]) -> None:
+    """Draw estimated over true, and the calibration curves, from a result."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    first, second = truth.columns(truth.test)
-    mean = first if second is None else (first + second) / 2
-    left.scatter(mean, values[truth.test], color=BLUE, s=22)
+    default = result["reported"]["default"]
+    left.scatter(result["points"]["true"], result["points"]["estimated"], color=BLUE, s=22)
+    left.axline((np.mean(result["points"]["true"]),) * 2, slope=1, color=GREY, lw=1)
     left.set_xlabel("true target loss, mean of two seeds (nats per token)")
     left.set_ylabel("estimated, not calibrated")
-    default = result["reported"]["default"]
-    left.set_title(
-        f"default: Spearman {default['spearman']:.2f}, two seeds {default['ceiling_spearman']:.2f}", loc="left"
-    )
-    for axes, key, ceiling in ((middle, "spearman", "ceiling_spearman"), (right, "relative_error", "ceiling_error")):
+    ranks = f"Spearman {default['spearman']:.2f}, two seeds {default['ceiling_spearman']:.2f}"
+    left.set_title(f"{result['study']}: {ranks}", loc="left")
+    for axes, key, factor in ((middle, "spearman", 1), (right, "relative_error", 100)):
         for name, colour in (
             ("calibrated", BLUE),
             ("calibrated, best checkpoint", GREEN),
             ("linear datamodel", ORANGE),
         ):
             rows = [r for r in result["calibration"] if r["predictor"] == name]
-            axes.plot([r["true_runs"] for r in rows], [r[key] for r in rows], "o-", color=colour, label=name)
-        axes.axhline(default[ceiling], color=GREY, ls="--", label="two seeds with each other")
+            axes.plot([r["true_runs"] for r in rows], [factor * r[key] for r in rows], "o-", color=colour, label=name)
+        ceiling = default["ceiling_spearman" if key == "spearman" else "ceiling_error"]
+        axes.axhline(factor * ceiling, color=GREY, ls="--", label="two seeds with each other")
+        axes.set_xticks(CALIBRATION_RUNS)
         axes.set_xlabel("true fine-tunes used")
-        axes.set_title("rank correlation" if key == "spearman" else "mean relative error", loc="left")
-        axes.legend(frameon=False)
+        axes.set_title("rank correlation" if key == "spearman" else "mean relative error, %", loc="left")
+    middle.axhline(default["spearman"], color=BLUE, ls=":", label="as estimated, without any")
+    middle.legend(frameon=False, fontsize=9)
     for axes in (left, middle, right):
         tidy(axes, "both")
-    save(figure, ROOT / "docs" / "images" / f"fidelity_{study}.png")
+    save(figure, ROOT / "docs" / "images" / f"fidelity_{result['study']}.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def fit_run_estimator(
 def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, target: str) -> str:
     """Return the kept checkpoint (or `average`) whose calibrated estimates predict true fine-tunes best.
 
-    Each is judged by the mean error of leave-one-subset-out predictions.
+    Each is judged by the errors of leave-one-subset-out predictions; see `surely_best`.
 
     Raises:
         ConfigError: when the run has no true fine-tunes.
@@ -68,8 +69,22 @@ def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, target: str) -
     for name in [*checkpoint_steps(output_dir), "average"]:
         estimator.fit(run_stores(output_dir, name), target)
         mean, _ = cross_calibrated(estimator, subsets, losses)
-        errors[name] = float(np.abs(mean - [np.mean(same) for same in losses]).mean())
-    return min(errors, key=errors.__getitem__)
+        errors[name] = np.abs(mean - [np.mean(same) for same in losses])
+    return surely_best(errors)
+
+
+def surely_best(errors: Mapping[str, np.ndarray]) -> str:
+    """Return the name with the least mean error where that is clear, and the first name otherwise.
+
+    Clear is a gain over the first of twice its standard error: the least of several means over a few runs is mostly
+    luck (docs/decisions.md).
+
+    Args:
+        errors: name -> (k,) errors of the same k predictions.
+    """
+    first, best = next(iter(errors)), min(errors, key=lambda name: errors[name].mean())
+    gain = errors[first] - errors[best]
+    return best if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)) else first
 
 
 def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path) -> int:

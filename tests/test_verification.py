@@ -18,7 +18,13 @@ from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError
 from hf_tasksel.pipeline import fit_estimator, select
 from hf_tasksel.run_context import Run
-from hf_tasksel.run_estimator import best_checkpoint, calibrate_from_folder, fit_run_estimator, true_losses
+from hf_tasksel.run_estimator import (
+    best_checkpoint,
+    calibrate_from_folder,
+    fit_run_estimator,
+    surely_best,
+    true_losses,
+)
 from hf_tasksel.truth import compare, cross_calibrated
 from hf_tasksel.verification import random_subsets, rivals, verify
 
@@ -84,10 +90,17 @@ def test_the_best_checkpoint_is_found_by_true_runs(verified, tmp_path):
         estimator = fit_run_estimator(run.output_dir, run.config, checkpoint=name)
         subsets, losses = true_losses(run.output_dir, "goal")
         mean, _ = cross_calibrated(estimator, subsets, losses)
-        errors[name] = np.abs(mean - np.mean(losses, axis=1)).mean()
-    assert chosen == min(errors, key=errors.get)
+        errors[name] = np.abs(mean - np.mean(losses, axis=1))
+    assert chosen == surely_best(errors)
     with pytest.raises(ConfigError, match="run `hf-tasksel verify` first"):
         best_checkpoint(tmp_path, SubsetEstimator(), "goal")
+
+
+def test_another_checkpoint_is_chosen_only_where_it_is_clearly_better():
+    noise = np.asarray([0.1, -0.1, 0.1, -0.1])
+    assert surely_best({"10%": 1 + noise, "half": 0.9 - noise, "end": 2 + noise}) == "10%"
+    assert surely_best({"10%": 1 + noise, "half": 0.5 - noise, "end": 2 + noise}) == "half"
+    assert surely_best({"10%": 0.5 + noise, "half": 1 + noise}) == "10%"
 
 
 def test_a_selection_is_made_again_with_calibrated_estimates(verified):
