@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_tasksel import SubsetEstimator, backward_elimination, forward_selection, pipeline, random_ensemble
+from hf_tasksel import SelectionResult, backward_elimination, forward_selection, pipeline
 from hf_tasksel.config import RunConfig
 from hf_tasksel.evaluation import answer_accuracy, mean_loss
 from hf_tasksel.fine_tuning import fine_tune
@@ -25,7 +25,6 @@ from hf_tasksel.models import load_adapter, load_base, lora_config
 from hf_tasksel.quickstart.generate import PLANTED, TARGET, generate_tasks, write_tasks
 from hf_tasksel.run_context import Run
 from hf_tasksel.run_record import versions
-from hf_tasksel.stores import run_stores
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart_seeds.json"
@@ -69,14 +68,12 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     config = RunConfig.from_yaml(ROOT / "recipes" / "quickstart.yaml", overrides)
     run = Run(config, print)
     rows = pipeline.run_all(run)
-    estimator = SubsetEstimator().fit(run_stores(run.output_dir, "half"), TARGET)
+    estimator, ensemble = pipeline.fit_estimator(run), SelectionResult.load(run.output_dir)
     floor = config.selection.min_tasks
-    ensemble = random_ensemble(estimator, num_subsets=500, min_tasks=floor)
     subsets = {
         "forward": forward_selection(estimator, min_tasks=floor).selected,
         "forward, no floor": forward_selection(estimator).selected,
         "backward": backward_elimination(estimator, min_tasks=floor).selected,
-        "random_ensemble": ensemble.selected,
         "helpful": planted("helpful"),
         "helpful and neutral": planted("helpful", "neutral"),
         "helpful and noised": planted("helpful", "noised"),
@@ -84,6 +81,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     }
     return {
         "closing_table": [row.to_dict() for row in rows],
+        "selected": ensemble.selected,
         "subsets": {name: {"tasks": tasks, **tune(run, name, tasks)} for name, tasks in subsets.items()},
         "ensemble_scores": ensemble.scores,
         "lowest_harmful_rank": harmful_rank(ensemble.scores or {}),
@@ -122,13 +120,16 @@ def summarize(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     losses = {n: [next(r for r in s["closing_table"] if r["model"] == n)["test_loss"] for s in seeds] for n in names}
     losses |= {n: [s["subsets"][n]["test_loss"] for s in seeds] for n in seeds[0]["subsets"]}
     kinds = {}
-    for method in ("forward", "forward, no floor", "backward", "random_ensemble"):
-        chosen = [[PLANTED[task] for task in s["subsets"][method]["tasks"]] for s in seeds]
+    for method in ("selection", "forward", "forward, no floor", "backward"):
+        tasks = [s["selected"] if method == "selection" else s["subsets"][method]["tasks"] for s in seeds]
+        chosen = [[PLANTED[task] for task in names] for names in tasks]
         kinds[method] = {
             kind: [kinds_of_seed.count(kind) for kinds_of_seed in chosen] for kind in dict.fromkeys(PLANTED.values())
         }
     return {
-        "test_loss": {n: {"mean": float(np.mean(v)), "std": float(np.std(v)), "values": v} for n, v in losses.items()},
+        "test_loss": {
+            n: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)), "values": v} for n, v in losses.items()
+        },
         "chosen_per_seed": kinds,
         "tasks_ranked_before_the_first_harmful": [s["lowest_harmful_rank"] for s in seeds],
     }

@@ -149,6 +149,25 @@ def estimation_speed() -> str:
     return markdown(header, rows, "estimation")
 
 
+def quickstart_seeds() -> str:
+    """Test losses of the quickstart's fine-tunes over seeds."""
+    names = {
+        "base": "nothing (base)",
+        "all tasks": "all 13 tasks",
+        "selection": "**the selection (random ensemble, at least 4 tasks)**",
+        "forward": "greedy forward selection, at least 4 tasks",
+        "backward": "backward elimination, at least 4 tasks",
+        "forward, no floor": "greedy forward selection, no lower bound",
+        "helpful": "the helpful tasks (the planted truth)",
+        "helpful and neutral": "helpful and neutral",
+        "helpful and noised": "helpful and wrong answers",
+        "helpful and conflicting": "helpful and conflict",
+    }
+    found = result("quickstart_seeds")["summary"]["test_loss"]
+    rows = [[title, f"{found[name]['mean']:.3f} ± {found[name]['std']:.3f}"] for name, title in names.items()]
+    return markdown(["fine-tuned on", "test loss"], rows, "quickstart_seeds")
+
+
 STUDIES = ("instruct", "cot", "quickstart")
 
 
@@ -232,6 +251,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "projections": projections,
     "expansion": expansion,
     "estimation_speed": estimation_speed,
+    "quickstart_seeds": quickstart_seeds,
     "fidelity_summary": fidelity_summary,
     **{
         f"{make.__name__}_{study}": partial(make, study)
