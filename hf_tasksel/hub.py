@@ -26,8 +26,8 @@ EFFECT_NOTE = (
     "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps."
 )
 TRUST_NOTE = (
-    "Estimated losses come from one multitask training and one gradient pass. They are for comparing subsets; without "
-    "calibration by true fine-tunes their values can be far off, even negative. What was measured is in the first table."
+    "Estimated losses come from one multitask training and one gradient pass. They are for comparing subsets: "
+    "without calibration their values can be far off, even negative. What was measured is in the first table."
 )
 LIMITS_NOTE = (
     "The adapter inherits the limits of its base and of the training data. The selection was made for one target; "
