@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
 from .sampling import MultitaskSampler
 from .tasks import combine_tasks
+from .training_args import TaskSelectionMixinConfig
 
 
 class MetaCheckpointCallback(TrainerCallback):
@@ -168,10 +170,7 @@ class TaskSelectionMixin(TrainerBase):
             **kwargs,
         )
         self.data_collator: Any = TaskDataCollator(self.data_collator)
-        if not shifts_labels(self.model):
-            # BERT- and T5-like losses take **kwargs but ignore num_items_in_batch: with accumulation their gradient
-            # would come out too large.
-            self.model_accepts_loss_kwargs = False
+        self._mend_accumulation()
         kept = getattr(self.args, "meta_checkpoints", [])
         if kept:
             if self.args.save_total_limit is not None:
@@ -179,6 +178,24 @@ class TaskSelectionMixin(TrainerBase):
                     "save_total_limit would delete meta checkpoints: unset it, or set meta_checkpoints=[]"
                 )
             self.add_callback(MetaCheckpointCallback(kept))
+
+    def _mend_accumulation(self) -> None:
+        """See to it that accumulated gradients have the right scale, or say that they do not have it.
+
+        BERT- and T5-like losses take **kwargs but ignore num_items_in_batch, so that Trainer does not divide them.
+        With plain `TrainingArguments` a swapped class name must not change a result, so that stays as it is.
+        """
+        steps = self.args.gradient_accumulation_steps
+        if shifts_labels(self.model) or not self.model_accepts_loss_kwargs:
+            return
+        if isinstance(self.args, TaskSelectionMixinConfig):
+            self.model_accepts_loss_kwargs = False
+        elif steps > 1:
+            warnings.warn(
+                f"Trainer does not divide the loss of {type(unwrap(self.model)).__name__} by the {steps} accumulation "
+                f"steps, so its gradients are {steps} times too large: use TaskSelectionConfig for the right ones",
+                stacklevel=3,
+            )
 
     def _prepare_rows(self, rows: Any, tokenizer: PreTrainedTokenizerBase | None, name: str = "train") -> Any:
         """Combine and tokenize rows; anything that is not a `datasets` object passes through untouched."""
