@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-SAMPLERS = ("proportional", "balanced", "temperature", "round_robin")
+SAMPLERS = ("proportional", "epoch_exact", "balanced", "temperature", "round_robin")
 
 
 class MultitaskSampler(Sampler[int]):
@@ -19,8 +19,9 @@ class MultitaskSampler(Sampler[int]):
 
     Args:
         task_ids: task of each sample, shape (num_samples,).
-        strategy: `proportional` (a permutation: every sample once), `balanced` (every task equally likely),
-            `temperature` (probability proportional to size ** (1 / temperature)), or `round_robin` (tasks in turn).
+        strategy: `proportional` (a permutation: every sample once), `epoch_exact` (the same, but every task spread
+            evenly over the epoch), `balanced` (every task equally likely), `temperature` (probability proportional to
+            size ** (1 / temperature)), or `round_robin` (tasks in turn).
         temperature: 1 is proportional, infinity is balanced.
         seed: seeds the order together with the epoch.
 
@@ -68,6 +69,9 @@ class MultitaskSampler(Sampler[int]):
         tasks, sizes = np.unique(self.task_ids, return_counts=True)
         if self.strategy == "round_robin":
             return np.resize(tasks, len(self))
+        if self.strategy == "epoch_exact":  # a task of n samples has one at a random place in every n-th of the epoch
+            places = [(np.arange(size) + rng.random(size)) / size for size in sizes]
+            return np.repeat(tasks, sizes)[np.argsort(np.concatenate(places))]
         power = 0.0 if self.strategy == "balanced" else 1.0 / self.temperature
         weights = sizes.astype(float) ** power
         return rng.choice(tasks, size=len(self), p=weights / weights.sum())

@@ -24,7 +24,6 @@ from transformers import (
 
 from .adapters import load_adapter_weights
 from .checkpoints import checkpoint_step
-from .distributed import distributed_rank
 from .errors import DataError, ModelError
 from .formatting import tokenize_rows
 from .gradients.collator import GradientCollator, TaskDataCollator
@@ -34,6 +33,7 @@ from .gradients.preconditioning import save_second_moments
 from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
 from .sampling import MultitaskSampler
+from .task_losses import ExactLoss, RunningTaskLosses
 from .tasks import combine_tasks
 from .training_args import TaskSelectionMixinConfig
 
@@ -66,46 +66,6 @@ class MetaCheckpointCallback(TrainerCallback):
             save_second_moments(unwrap(kwargs["model"]), kwargs["optimizer"], folder, state.is_world_process_zero)
 
 
-class ExactLoss:
-    """Sums of token losses and token counts per sample, so that a mean loss does not depend on the batch size."""
-
-    def __init__(self) -> None:
-        self.samples: dict[int, tuple[int, float, int]] = {}
-
-    def add(
-        self,
-        side: Mapping[str, torch.Tensor],
-        losses: torch.Tensor,
-        num_tokens: torch.Tensor,
-    ) -> None:
-        """Record mean losses (batch,) and token counts (batch,) of samples; a sample seen twice counts once."""
-        columns = (side["sample_idx"], side["task"], losses * num_tokens, num_tokens)
-        for idx, task, loss, tokens in zip(*(c.tolist() for c in columns), strict=True):
-            self.samples[idx] = (task, loss, tokens)
-
-    def gather(self) -> dict[int, tuple[int, float, int]]:
-        """Return the samples of all ranks."""
-        _, world_size = distributed_rank()
-        if world_size == 1:
-            return self.samples
-        parts: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(parts, self.samples)
-        return {idx: sample for part in parts for idx, sample in part.items()}
-
-    def metrics(self, prefix: str, task_names: Sequence[str]) -> dict[str, float]:
-        """Return `{prefix}_loss`, with several tasks also `{prefix}_{task}_loss`: Σ token losses ÷ Σ tokens, nats."""
-        sums: dict[str, list[float]] = {}
-        for _, (task, loss, tokens) in sorted(self.gather().items()):
-            for name in ("", task_names[task]):
-                total = sums.setdefault(name, [0.0, 0.0])
-                total[0] += loss
-                total[1] += tokens
-        means = {name: loss / tokens for name, (loss, tokens) in sums.items() if tokens}
-        if len(means) == 2:
-            return {f"{prefix}_loss": means[""]}
-        return {f"{prefix}_{name}_loss" if name else f"{prefix}_loss": mean for name, mean in means.items()}
-
-
 TrainerBase: Any = object  # a Trainer class comes after the mixin
 
 
@@ -128,6 +88,7 @@ class TaskSelectionMixin(TrainerBase):
     """
 
     _signature_columns: list[str] | None
+    model_accepts_loss_kwargs: Any
 
     def __init__(
         self,
@@ -148,6 +109,7 @@ class TaskSelectionMixin(TrainerBase):
         self._is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         self._task_names: list[str] = []
         self._exact_loss: ExactLoss | None = None
+        self._running: RunningTaskLosses | None = None
         self._side: dict[str, torch.Tensor] = {}
         text_rows = has_text_rows(train_dataset) or has_text_rows(eval_dataset)
         train_dataset = self._prepare_rows(train_dataset, processing_class)
@@ -171,6 +133,8 @@ class TaskSelectionMixin(TrainerBase):
         )
         self.data_collator: Any = TaskDataCollator(self.data_collator)
         self._mend_accumulation()
+        if isinstance(self.args, TaskSelectionMixinConfig) and len(self._task_names) > 1:
+            self._running = RunningTaskLosses(self._task_names)
         kept = getattr(self.args, "meta_checkpoints", [])
         if kept:
             if self.args.save_total_limit is not None:
@@ -225,18 +189,25 @@ class TaskSelectionMixin(TrainerBase):
         return MultitaskSampler(rows["task"], sampler, self.args.sampler_temperature, seed)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take side columns off the batch, leave the loss to the Trainer, and record exact losses in evaluation."""
+        """Take side columns off the batch, leave the loss to the Trainer, and record the losses of tasks."""
         side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs} or self._side
         inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
-        if self._exact_loss is None or model.training or "labels" not in inputs or "sample_idx" not in side:
+        recorder = self._running if model.training else self._exact_loss
+        if recorder is None or "labels" not in inputs or "sample_idx" not in side:
             return super().compute_loss(model, inputs, *args, **kwargs)
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, *args, **{**kwargs, "return_outputs": True})
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
         if isinstance(logits, torch.Tensor):
-            exact = sample_objectives(logits, labels, shifts_labels(self.model))
-            self._exact_loss.add(side, exact.loss, exact.num_tokens)
+            with torch.no_grad():
+                recorder.add(side, sample_objectives(logits, labels, shifts_labels(self.model)))
         return (loss, outputs) if kwargs.get("return_outputs") else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in Trainer; training losses come with those of every task since the last log, `{task}_loss`."""
+        if self._running is not None and "loss" in logs:
+            logs = {**logs, **self._running.report()}
+        super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Keep side columns away from `generate`."""
@@ -359,9 +330,11 @@ class TaskSelectionTrainer(TaskSelectionMixin, Trainer):
     """`transformers.Trainer` with tasks; see `TaskSelectionMixin` for what it adds."""
 
     _signature_columns: Any
+    model_accepts_loss_kwargs: Any
 
 
 class Seq2SeqTaskSelectionTrainer(TaskSelectionMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with tasks; see `TaskSelectionMixin` for what it adds."""
 
     _signature_columns: Any
+    model_accepts_loss_kwargs: Any

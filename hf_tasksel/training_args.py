@@ -17,7 +17,7 @@ class TaskSelectionMixinConfig:
     """The arguments that meta training adds to those of any Trainer.
 
     Args:
-        sampler: `proportional` (what Trainer does), `balanced`, `temperature` or `round_robin`; see
+        sampler: `proportional` (what Trainer does), `epoch_exact`, `balanced`, `temperature` or `round_robin`; see
             `MultitaskSampler`.
         sampler_temperature: temperature of the `temperature` sampler.
         meta_checkpoints: where the gradient expansion points are kept: `half`, `end`, a share of the training such as

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from accelerate.data_loader import prepare_data_loader
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from hf_tasksel.sampling import SAMPLERS, MultitaskSampler
 
@@ -50,6 +52,33 @@ def test_no_sample_repeats_before_its_task_is_used_up(sizes, strategy):
         for start in range(0, len(draws), size):
             block = draws[start : start + size]
             assert len(set(block)) == len(block)
+
+
+@pytest.mark.parametrize("strategy", ["proportional", "epoch_exact"])
+def test_an_epoch_has_every_sample_once(strategy):
+    for epoch in range(3):
+        sampler = MultitaskSampler(TASKS, strategy)
+        sampler.set_epoch(epoch)
+        assert sorted(sampler) == list(range(100))
+
+
+def test_an_exact_epoch_has_every_task_in_every_part_of_it():
+    order = TASKS[list(MultitaskSampler(TASKS, "epoch_exact"))]
+    for part in np.split(order, 5):
+        np.testing.assert_array_equal(np.bincount(part, minlength=3), [1, 4, 15])
+
+
+@pytest.mark.parametrize("strategy", SAMPLERS)
+def test_ranks_share_out_the_order_of_one_process(strategy):
+    def loader(ranks: int, rank: int) -> list[list[int]]:
+        sampler = MultitaskSampler(TASKS, strategy, seed=1)
+        whole = DataLoader(range(100), batch_size=5, sampler=sampler)
+        shared = prepare_data_loader(whole, num_processes=ranks, process_index=rank, put_on_device=False)
+        shared.set_epoch(2)
+        return [batch.tolist() for batch in shared]
+
+    ranks = [loader(2, rank) for rank in (0, 1)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == loader(1, 0)
 
 
 def test_an_unknown_strategy_is_refused():

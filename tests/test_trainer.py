@@ -8,12 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, Trainer, TrainingArguments
 
 from conftest import tiny_llama, trained_lora
 from hf_tasksel import TaskSelectionConfig, TaskSelectionTrainer
 from hf_tasksel.errors import ConfigError, DataError, ModelError
 from hf_tasksel.formatting import tokenize_rows
+from hf_tasksel.sampling import SAMPLERS
 from hf_tasksel.tasks import combine_tasks
 
 
@@ -108,6 +109,50 @@ def test_samplers_of_the_config_are_used(text_tasks, tokenizer, tmp_path):
     assert batch["task"].tolist() == [0, 1, 2, 0]
     with pytest.raises(ConfigError, match="did you mean 'balanced'"):
         config(tmp_path, sampler="balancd")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_training_resumed_in_mid_epoch_sees_the_same_order(sampler, text_tasks, tokenizer, tmp_path):
+    def train(folder: str, resume: str | None = None) -> Any:
+        args = config(tmp_path / folder, sampler=sampler, max_steps=14, save_steps=11, meta_checkpoints=[])
+        trainer = TaskSelectionTrainer(tiny_llama(), args, train_dataset=text_tasks, processing_class=tokenizer)
+        trainer.train(resume_from_checkpoint=resume)  # an epoch is 9 steps
+        return weights(trainer.model)
+
+    whole = train("whole")
+    resumed = train("resumed", str(tmp_path / "whole" / "checkpoint-11"))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_losses_of_tasks_are_logged_in_training(text_tasks, tokenizer, tmp_path):
+    args = config(tmp_path, learning_rate=0.0, max_steps=18, logging_steps=9, gradient_accumulation_steps=1)
+    trainer = TaskSelectionTrainer(
+        tiny_llama(), args, train_dataset=text_tasks, eval_dataset=text_tasks, processing_class=tokenizer
+    )
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
+    for name, rows in text_tasks.items():
+        exact = trainer.evaluate(rows)["eval_loss"]
+        assert first[f"{name}_loss"] == pytest.approx(exact, rel=1e-5)  # an epoch has every sample once
+        assert second[f"{name}_loss"] == pytest.approx(exact, rel=1e-5)
+
+
+def test_training_stops_early_on_the_target(text_tasks, tokenizer, tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    trainer = TaskSelectionTrainer(
+        tiny_llama(),
+        config(tmp_path, learning_rate=5.0, max_steps=30, metric_for_best_model="eval_goal_loss", **options),
+        train_dataset=text_tasks,
+        eval_dataset={"goal": text_tasks["next"], "other": text_tasks["skip"]},
+        processing_class=tokenizer,
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    trainer.train()
+    losses = [e["eval_goal_loss"] for e in trainer.state.log_history if "eval_goal_loss" in e]
+    assert len(losses) < 30
+    assert trainer.state.best_metric == min(losses) == losses[-3]
+    assert trainer.evaluate(text_tasks["next"])["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_mistakes_are_one_sentence(text_tasks, tokenizer, tmp_path):

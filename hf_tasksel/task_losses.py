@@ -1,0 +1,75 @@
+"""Losses per task: exact ones over an evaluation, and running ones during training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .distributed import distributed_rank
+from .gradients.objective import SampleObjectives
+
+
+class ExactLoss:
+    """Sums of token losses and token counts per sample, so that a mean loss does not depend on the batch size."""
+
+    def __init__(self) -> None:
+        self.samples: dict[int, tuple[int, float, int]] = {}
+
+    def add(self, side: Mapping[str, torch.Tensor], objectives: SampleObjectives) -> None:
+        """Record the samples of a batch, by `sample_idx` and `task` (batch,); a sample seen twice counts once."""
+        loss, num_tokens = objectives.loss, objectives.num_tokens
+        columns = (side["sample_idx"], side["task"], loss * num_tokens, num_tokens)
+        for idx, task, loss, tokens in zip(*(c.tolist() for c in columns), strict=True):
+            self.samples[idx] = (task, loss, tokens)
+
+    def gather(self) -> dict[int, tuple[int, float, int]]:
+        """Return the samples of all ranks."""
+        _, world_size = distributed_rank()
+        if world_size == 1:
+            return self.samples
+        parts: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(parts, self.samples)
+        return {idx: sample for part in parts for idx, sample in part.items()}
+
+    def metrics(self, prefix: str, task_names: Sequence[str]) -> dict[str, float]:
+        """Return `{prefix}_loss`, with several tasks also `{prefix}_{task}_loss`: Σ token losses ÷ Σ tokens, nats."""
+        sums: dict[str, list[float]] = {}
+        for _, (task, loss, tokens) in sorted(self.gather().items()):
+            for name in ("", task_names[task]):
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0] += loss
+                total[1] += tokens
+        means = {name: loss / tokens for name, (loss, tokens) in sums.items() if tokens}
+        if len(means) == 2:
+            return {f"{prefix}_loss": means[""]}
+        return {f"{prefix}_{name}_loss" if name else f"{prefix}_loss": mean for name, mean in means.items()}
+
+
+class RunningTaskLosses:
+    """Sums of token losses and token counts per task since the last report, without waiting for the device.
+
+    Args:
+        task_names: the tasks, in the order of their numbers.
+    """
+
+    def __init__(self, task_names: Sequence[str]) -> None:
+        self.task_names = list(task_names)
+        self.sums = torch.zeros(len(self.task_names), 2, dtype=torch.float64)
+
+    def add(self, side: Mapping[str, torch.Tensor], objectives: SampleObjectives) -> None:
+        """Count the samples of a batch, whose tasks `side["task"]` (batch,) numbers."""
+        task = side["task"]
+        if self.sums.device != task.device:
+            self.sums = self.sums.to(task.device)
+        tokens = objectives.num_tokens.to(self.sums.dtype)
+        self.sums.index_add_(0, task, torch.stack([objectives.loss.to(self.sums.dtype) * tokens, tokens], dim=1))
+
+    def report(self) -> dict[str, float]:
+        """Return `{task}_loss` in nats per token for the tasks seen by any rank, and begin anew; all ranks call it."""
+        if distributed_rank()[1] > 1:
+            torch.distributed.all_reduce(self.sums)
+        sums = self.sums.tolist()
+        self.sums.zero_()
+        return {f"{name}_loss": loss / n for name, (loss, n) in zip(self.task_names, sums, strict=True) if n}
