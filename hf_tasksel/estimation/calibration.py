@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import logsumexp
-from scipy.stats import norm, qmc
+from scipy.stats import multivariate_normal, norm, qmc
 
 from ..errors import DataError
 
-NUM_DRAWS = 1024
+NUM_DRAWS, ROUNDS = 512, 5
+WIDER, MIN_SPREAD = 1.5, 0.15  # of later rounds of draws
 ROWS_PER_CHUNK = 256
 # Prior standard deviations of what true losses, in units of their own spread, are linear in: a constant, the
 # standardised estimate, the subset's size. A perfect estimator has slope 1 and leaves nothing to the size.
@@ -45,22 +48,25 @@ class Calibration:
         if y.ndim != 1 or len(y) != len(estimates) or not len(y):
             raise DataError(f"calibrate needs one true loss per subset, not {y.shape} for {len(estimates)} subsets")
         if not np.isfinite(y).all():
-            raise DataError(f"calibrate needs finite losses; number {int(np.argmin(np.isfinite(y)))} is {y.min()}")
-        self.centre, self.spread = centre, spread or 1.0
+            bad = int(np.argmin(np.isfinite(y)))
+            raise DataError(f"calibrate needs finite losses; number {bad} is {y[bad]}")
+        self.centre = centre
+        self.spread = spread if spread > 1e-9 * abs(centre) else 1.0  # the same estimate for all, up to rounding
         self.shift = float(y.mean())
-        self.unit = unit_of(y, self.spread)
         self.f, self.z = self._inputs(estimates, indicators)
+        self.unit = unit_of(y, self.f[:, 1], indicators, self.spread)
         residual = (y - self.shift) / self.unit - SLOPE_MEAN * self.f[:, 1]
-        draws = qmc.Sobol(2, seed=0).random(NUM_DRAWS)
-        scales = np.exp(np.log([TASK_SCALE, NOISE_SCALE]) + LOG_SPREAD * norm.ppf(draws.clip(1e-9, 1 - 1e-9)))
-        self.task_variance, self.noise_variance = scales.T**2
-        noise = self.noise_variance[:, None, None] * np.eye(len(y))
-        covariance = self._kernels(self.f, self.z) + noise
-        self.factors = np.linalg.cholesky(covariance)
-        whitened = np.linalg.solve(self.factors, residual[:, None])[..., 0]
-        self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
-        log_likelihood = -0.5 * (whitened**2).sum(1) - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
-        self.draw_weights = np.exp(log_likelihood - logsumexp(log_likelihood))
+
+        def log_likelihood(log_scales: np.ndarray) -> np.ndarray:
+            """Condition on the runs for every draw of the scales, and return how likely they make the runs."""
+            self.task_variance, self.noise_variance = np.exp(2 * log_scales).T
+            noise = self.noise_variance[:, None, None] * np.eye(len(y))
+            self.factors = np.linalg.cholesky(self._kernels(self.f, self.z) + noise)
+            whitened = np.linalg.solve(self.factors, residual[:, None])[..., 0]
+            self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
+            return -0.5 * (whitened**2).sum(1) - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
+
+        self.draw_weights = posterior_weights(log_likelihood)
         keep = self.draw_weights > 1e-4 * self.draw_weights.max()  # the rest changes nothing that is shown
         self.draw_weights /= self.draw_weights[keep].sum()
         for name in ("task_variance", "noise_variance", "factors", "coefficients", "draw_weights"):
@@ -99,7 +105,8 @@ class Calibration:
 
     def _inputs(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standardise: (m, 3) constant, estimates, sizes; (m, n) indicators so that a random half has length one."""
-        z = indicators / np.maximum(indicators.max(1, keepdims=True), 1e-12)
+        # Of a mixture: a task counts in full from its even share on.
+        z = np.minimum(indicators / indicators.sum(1, keepdims=True) * (indicators > 0).sum(1, keepdims=True), 1)
         x = (np.asarray(estimates) - self.centre) / self.spread
         features = np.stack([np.ones(len(z)), x, (z.mean(1) - 0.5) / SIZE_SPREAD], axis=1)
         return features, (2 * z - 1) / np.sqrt(z.shape[1])
@@ -109,13 +116,47 @@ class Calibration:
         return (f * PRIOR_VARIANCES) @ self.f.T + self.task_variance[:, None, None] * (z @ self.z.T)
 
 
-def unit_of(losses: np.ndarray, spread: float) -> float:
-    """Return the unit of the losses' prior: their spread, the wider the fewer they are.
+def unit_of(losses: np.ndarray, x: np.ndarray, indicators: np.ndarray, spread: float) -> float:
+    """Return the unit of the losses' prior: the spread that random subsets have, as far as some runs tell it.
 
-    √((k + 1) ÷ (k − 1)) counts that the mean of k losses is uncertain, (k + 1) ÷ k, and that few losses often lie
-    closer together than fresh ones will, k ÷ (k − 1). One or two say nothing of a spread: the estimates' own is taken.
+    √((k + 1) ÷ (k − 1)) counts that the mean of k subsets is uncertain, (k + 1) ÷ k, and that few of them often lie
+    closer together than fresh ones will, k ÷ (k − 1). Subsets that were chosen for being alike, such as rivals of a
+    selection, have estimates with less than unit spread, and are taken to have as much less spread in their losses.
+    One or two subsets say nothing of a spread: the estimates' own is taken.
+
+    Args:
+        losses, x, indicators: loss, standardised estimate and task weights of each run.
+        spread: standard deviation of the estimates of random subsets.
     """
-    k = len(losses)
-    if k < 3 or not np.ptp(losses) > 0:
+    _, group = np.unique(indicators, axis=0, return_inverse=True)
+    counts = np.bincount(group.ravel())
+    means, places = (np.bincount(group.ravel(), values) / counts for values in (losses, x))
+    k = len(counts)
+    if k < 3 or not np.ptp(means) > 0:
         return spread
-    return float(losses.std(ddof=1) * np.sqrt((k + 1) / (k - 1)))
+    alike = places.std(ddof=1)
+    unit = means.std(ddof=1) * np.sqrt((k + 1) / (k - 1))
+    return float(unit / min(alike, 1.0) if alike > 1e-6 else unit)
+
+
+def posterior_weights(log_likelihood: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Draw the two log-scales and return the draws' shares in the posterior, by importance sampling.
+
+    The first draws are from the prior; later ones from a Gaussian that is fitted to the draws before and widened, so
+    that many runs, which fix the scales well, still find many draws that agree with them.
+
+    Args:
+        log_likelihood: maps (m, 2) log-scales of task effects and noise to (m,); its last call made the draws that
+            the weights belong to.
+    """
+    prior = multivariate_normal(np.log([TASK_SCALE, NOISE_SCALE]), LOG_SPREAD**2 * np.eye(2))
+    normal = norm.ppf(qmc.Sobol(2, seed=0).random(NUM_DRAWS).clip(1e-9, 1 - 1e-9))
+    proposal = prior
+    for _ in range(ROUNDS):
+        draws = proposal.mean + normal @ np.linalg.cholesky(proposal.cov).T
+        log_weights = log_likelihood(draws) + prior.logpdf(draws) - proposal.logpdf(draws)
+        weights = np.exp(log_weights - logsumexp(log_weights))
+        centred = draws - weights @ draws
+        covariance = (weights * centred.T) @ centred + MIN_SPREAD**2 * np.eye(2)
+        proposal = multivariate_normal(weights @ draws, WIDER * covariance)
+    return weights
