@@ -18,7 +18,7 @@ from hf_tasksel import GradientCollator, SubsetEstimator, pipeline
 from hf_tasksel.estimation.calibration import Calibration
 from hf_tasksel.estimation.estimator import random_halves
 from hf_tasksel.estimation.exact import isometric_store
-from hf_tasksel.estimation.fidelity import measure_fidelity
+from hf_tasksel.estimation.fidelity import Fidelity, measure_fidelity
 from hf_tasksel.estimation.surrogates import DEFAULT_SURROGATE
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.store import MANIFEST_FILE, GradientStore
@@ -28,7 +28,6 @@ from hf_tasksel.run_context import Run
 from hf_tasksel.run_estimator import surely_best
 from hf_tasksel.run_record import versions
 from hf_tasksel.stores import checkpoint_steps, store_path
-from hf_tasksel.truth import seed_columns
 
 SKETCH, EXACT, ADAM = "count sketch, 3 seeds", "exact gradients", "Adam's metric"
 CLOSED = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -80,9 +79,9 @@ class Truth:
         rows = json.loads((RESULTS / f"truth_{study}.json").read_text())["subsets"]
         return cls([r["tasks"] for r in rows], [r["dev_losses"] for r in rows])
 
-    def columns(self, part: slice) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the losses of one half, by seed."""
-        return seed_columns(self.losses[part])
+    def fidelity(self, values: np.ndarray, part: slice) -> Fidelity:
+        """Compare estimates of all subsets with the truth on one half."""
+        return measure_fidelity(values[part], self.losses[part])
 
 
 def evaluate(study: str, run: Run) -> int:
@@ -201,7 +200,7 @@ def one_change(default: Option, estimates: dict[Option, np.ndarray]) -> dict[str
 
 def dev_spearman(values: np.ndarray, truth: Truth) -> float:
     """Return the rank correlation on the choosing half."""
-    return measure_fidelity(values[truth.dev], *truth.columns(truth.dev)).spearman
+    return truth.fidelity(values, truth.dev).spearman
 
 
 def choose(estimates: dict[Option, np.ndarray], truth: Truth) -> dict[str, Option]:
@@ -213,7 +212,7 @@ def choose(estimates: dict[Option, np.ndarray], truth: Truth) -> dict[str, Optio
 
 def report(option: Option, values: np.ndarray, truth: Truth) -> dict[str, Any]:
     """Return an option's figures on the reporting half."""
-    return {"option": vars(option), **measure_fidelity(values[truth.test], *truth.columns(truth.test)).to_dict()}
+    return {"option": vars(option), **truth.fidelity(values, truth.test).to_dict()}
 
 
 def by_size(values: np.ndarray, truth: Truth) -> dict[int, float]:
@@ -297,17 +296,9 @@ def calibration_curve(name: str, candidates: dict[str, FirstOrder], truth: Truth
 
 
 def one_seed_figures(mean: np.ndarray, std: np.ndarray, truth: Truth) -> dict[str, float]:
-    """Return correlation and error against the two-seed means, and coverage of single fine-tunes by 90 % intervals."""
-    first, second = truth.columns(truth.test)
-    figures = measure_fidelity(mean, first, second)
-    single = np.asarray(truth.losses[truth.test])
-    inside = np.abs(single - mean[:, None]) <= 1.645 * std[:, None]
-    return {
-        "spearman": figures.spearman,
-        "pearson": figures.pearson,
-        "relative_error": figures.relative_error,
-        "coverage": float(inside.mean()),
-    }
+    """Return correlation and error against the means over seeds, and coverage of single fine-tunes."""
+    figures = measure_fidelity(mean, truth.losses[truth.test], std)
+    return {name: getattr(figures, name) for name in ("spearman", "pearson", "relative_error", "coverage")}
 
 
 def draw(result: dict[str, Any]) -> None:

@@ -54,7 +54,6 @@ def compare(
     """
     estimates = estimator.calibrate([], []).predict(subsets)
     mean, std = cross_calibrated(estimator, subsets, true_losses)
-    first, second = seed_columns(true_losses)
     return Verification(
         target=estimator.target_,
         subsets=[list(subset) for subset in subsets],
@@ -62,8 +61,8 @@ def compare(
         estimates=estimates.tolist(),
         calibrated=mean.tolist(),
         calibrated_std=std.tolist(),
-        first_order=measure_fidelity(estimates, first, second),
-        after_calibration=measure_fidelity(mean, first, second, std),
+        first_order=measure_fidelity(estimates, true_losses),
+        after_calibration=measure_fidelity(mean, true_losses, std),
     )
 
 
@@ -88,9 +87,3 @@ def calibrate_with(
     """Calibrate with one row per fine-tune."""
     pairs = [(subset, loss) for subset, same in zip(subsets, true_losses, strict=True) for loss in same]
     return estimator.calibrate([subset for subset, _ in pairs], [loss for _, loss in pairs])
-
-
-def seed_columns(true_losses: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the losses by the first seed, and the mean of those by the others where there are any."""
-    table = np.asarray(true_losses, dtype=np.float64)
-    return table[:, 0], table[:, 1:].mean(1) if table.shape[1] > 1 else None

@@ -17,7 +17,7 @@ from .pipeline import ESTIMATES_FILE, fit_estimator, select
 from .run_context import Run
 from .selection.result import SelectionResult
 from .true_runs import true_runs
-from .truth import VERIFICATION_FILE, Verification, compare, seed_columns
+from .truth import VERIFICATION_FILE, Verification, compare
 
 CHOICES = ("random", "unsure")
 FIRST_SEED = 1  # the run itself uses its own seed; these are independent of it
@@ -53,8 +53,7 @@ def verify(
     result = compare(estimator, [same[0].tasks for same in runs], [[r.dev_loss for r in same] for same in runs])
     write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
     add_to_estimates(run.output_dir / ESTIMATES_FILE, result)
-    first, second = seed_columns(result.true_losses)
-    plot_fidelity(result.calibrated, first, run.output_dir / "plots" / "fidelity.png", second)
+    plot_fidelity(result.calibrated, result.true_losses, run.output_dir / "plots" / "fidelity.png")
     return result
 
 

@@ -14,6 +14,7 @@ from ..errors import DataError
 
 RESAMPLES = 1000
 LEVEL = 0.9
+FEWEST = 8  # subsets that a verdict needs
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Fidelity:
         r2: share of the variance of true losses that estimates explain; negative when their mean explains more.
         constant_error: the mean relative error of the constant predictor, the mean of the other true losses.
         regret: true loss of the subset with the lowest estimate, minus the lowest true loss, nats per token.
-        coverage: share of true losses inside the 90 % intervals, where estimates came with standard deviations.
-        ceiling_spearman, ceiling_pearson, ceiling_error: the same between two seeds of the true fine-tunes, when
-            given. What no estimator can beat by much.
+        coverage: share of single fine-tunes inside the 90 % intervals, where estimates came with standard deviations.
+        ceiling_spearman, ceiling_pearson, ceiling_error: agreement of one seed of the true fine-tunes with another.
+        attainable_spearman, attainable_pearson: what an estimator that is right about every mean over all seeds would
+            reach here: its correlation with the mean of s seeds that correlate by r is √(s r ÷ (1 + (s − 1) r))
+            (Spearman–Brown).
         intervals: 90 % bootstrap intervals over subsets, by the name of the figure.
         verdict: in words.
     """
@@ -46,6 +49,8 @@ class Fidelity:
     ceiling_spearman: float | None
     ceiling_pearson: float | None
     ceiling_error: float | None
+    attainable_spearman: float | None
+    attainable_pearson: float | None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     verdict: str = ""
 
@@ -56,8 +61,7 @@ class Fidelity:
 
 def measure_fidelity(
     estimates: Sequence[float] | np.ndarray,
-    true_losses: Sequence[float] | np.ndarray,
-    second_seed: Sequence[float] | np.ndarray | None = None,
+    true_losses: Sequence[Any] | np.ndarray,
     std: Sequence[float] | np.ndarray | None = None,
     seed: int = 0,
 ) -> Fidelity:
@@ -65,42 +69,54 @@ def measure_fidelity(
 
     Args:
         estimates: (m,) estimated losses.
-        true_losses: (m,) losses of true fine-tunes; the mean over two seeds when `second_seed` is given.
-        second_seed: (m,) losses of the same fine-tunes with another seed, for the noise ceiling.
+        true_losses: (m,) losses of true fine-tunes, or (m, s) with one column per seed, whose mean is the truth.
         std: (m,) standard deviations of the estimates, for the coverage of their 90 % intervals.
         seed: of the bootstrap.
 
     Raises:
         DataError: for fewer than 3 subsets, different lengths, or numbers that are not finite.
     """
-    e, first = np.asarray(estimates, dtype=float), np.asarray(true_losses, dtype=float)
-    others = [np.asarray(x, dtype=float) for x in (second_seed, std) if x is not None]
-    if len(e) < 3 or e.shape != first.shape or any(x.shape != e.shape for x in others):
-        raise DataError(f"fidelity needs at least 3 subsets and equal lengths, not {e.shape} and {first.shape}")
-    if not all(np.isfinite(x).all() for x in (e, first, *others)):
+    e, table = np.asarray(estimates, dtype=float), np.asarray(true_losses, dtype=float)
+    table = table[:, None] if table.ndim == 1 else table
+    spread = None if std is None else np.asarray(std, dtype=float)
+    if e.ndim != 1 or len(e) < 3 or len(table) != len(e) or (spread is not None and spread.shape != e.shape):
+        raise DataError(f"fidelity needs at least 3 subsets and equal lengths, not {e.shape} and {table.shape}")
+    if not all(np.isfinite(x).all() for x in (e, table, *([] if spread is None else [spread]))):
         raise DataError("fidelity needs finite estimates and losses")
-    second = None if second_seed is None else np.asarray(second_seed, dtype=float)
-    t = first if second is None else (first + second) / 2
+    t = table.mean(1)
     figures = agreement(e, t)
-    constant = leave_one_out_means(t)
-    ceiling = dict.fromkeys(("spearman", "pearson", "relative_error")) if second is None else agreement(second, first)
+    constant_error = float(np.mean(np.abs(leave_one_out_means(t) - t) / np.abs(t)))
     rng = np.random.default_rng(seed)
     draws = [agreement(e[i], t[i]) for i in rng.integers(len(e), size=(RESAMPLES, len(e)))]
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     intervals = {k: np.quantile([draw[k] for draw in draws], tails).tolist() for k in figures}
-    constant_error = float(np.mean(np.abs(constant - t) / np.abs(t)))
-    inside = None if std is None else np.abs(e - t) <= 1.645 * np.asarray(std, dtype=float)
+    inside = None if spread is None else np.abs(table - e[:, None]) <= 1.645 * spread[:, None]
     return Fidelity(
         num_subsets=len(t),
         **figures,
         constant_error=constant_error,
         coverage=None if inside is None else float(inside.mean()),
-        ceiling_spearman=ceiling["spearman"],
-        ceiling_pearson=ceiling["pearson"],
-        ceiling_error=ceiling["relative_error"],
+        **noise_ceiling(table),
         intervals={k: (low, high) for k, (low, high) in intervals.items()},
         verdict=verdict(figures["spearman"], figures["relative_error"], constant_error, len(t)),
     )
+
+
+def noise_ceiling(table: np.ndarray) -> dict[str, Any]:
+    """Return the ceilings of `Fidelity` for losses (m, s), means over pairs of seeds; None for a single seed."""
+    seeds = table.shape[1]
+    pairs = [agreement(table[:, i], table[:, j]) for i in range(seeds) for j in range(i)]
+    if not pairs:
+        names = [f"ceiling_{name}" for name in ("spearman", "pearson", "error")]
+        return dict.fromkeys([*names, "attainable_spearman", "attainable_pearson"])
+    mean = {name: float(np.mean([pair[name] for pair in pairs])) for name in pairs[0]}
+    attainable = {
+        f"attainable_{name}": float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)))
+        for name in ("spearman", "pearson")
+        for r in [max(mean[name], 0.0)]
+    }
+    ceilings = {f"ceiling_{name}": mean[name] for name in ("spearman", "pearson")}
+    return {**ceilings, "ceiling_error": mean["relative_error"], **attainable}
 
 
 def agreement(e: np.ndarray, t: np.ndarray) -> dict[str, float]:
@@ -129,6 +145,8 @@ def leave_one_out_means(t: np.ndarray) -> np.ndarray:
 
 def verdict(spearman: float, error: float, constant: float, num_subsets: int) -> str:
     """Say in words what the numbers allow; a rank correlation below twice its standard error counts for nothing."""
+    if num_subsets < FEWEST:
+        return f"{num_subsets} subsets are too few to tell: verify {FEWEST} or more"
     if spearman < max(0.3, 2 / np.sqrt(num_subsets - 1)):
         return "do not trust: the ranking is not clearly better than chance"
     if error < constant:
@@ -137,17 +155,17 @@ def verdict(spearman: float, error: float, constant: float, num_subsets: int) ->
 
 
 def plot_fidelity(
-    estimates: Sequence[float] | np.ndarray,
-    true_losses: Sequence[float] | np.ndarray,
-    path: str | Path,
-    second_seed: Sequence[float] | np.ndarray | None = None,
+    estimates: Sequence[float] | np.ndarray, true_losses: Sequence[Any] | np.ndarray, path: str | Path
 ) -> None:
-    """Draw estimated over true losses into a PNG file, with the difference of two seeds as a band."""
+    """Draw estimated over true losses into a PNG file, with the difference of two seeds as a band.
+
+    Args:
+        estimates, true_losses: as in `measure_fidelity`.
+        path: PNG file.
+    """
     from ..plots import plot_estimated_against_true
 
-    t = np.asarray(true_losses, dtype=float)
-    ceiling = None
-    if second_seed is not None:
-        second = np.asarray(second_seed, dtype=float)
-        ceiling, t = float(np.abs(second - t).mean()), (t + second) / 2
-    plot_estimated_against_true(np.asarray(estimates).tolist(), t.tolist(), path, ceiling)
+    table = np.asarray(true_losses, dtype=float)
+    table = table[:, None] if table.ndim == 1 else table
+    ceiling = float(np.abs(table[:, 0] - table[:, 1]).mean()) if table.shape[1] > 1 else None
+    plot_estimated_against_true(np.asarray(estimates).tolist(), table.mean(1).tolist(), path, ceiling)

@@ -13,7 +13,7 @@ TRUE = np.asarray([1.0, 1.2, 0.9, 1.5, 1.1, 1.4, 0.8, 1.3])
 
 
 def test_perfect_estimates_have_no_error_and_no_regret():
-    found = measure_fidelity(TRUE, TRUE, TRUE)
+    found = measure_fidelity(TRUE, np.stack([TRUE, TRUE], axis=1))
     assert (found.spearman, found.relative_error, found.regret) == (pytest.approx(1.0), 0.0, 0.0)
     assert found.ceiling_spearman == pytest.approx(1.0)
     assert found.verdict == "trust the ranking and the values"
@@ -36,6 +36,21 @@ def test_numbers_are_those_of_their_definitions():
     constant = [abs(np.delete(TRUE, i).mean() - t) / t for i, t in enumerate(TRUE)]
     assert found.constant_error == pytest.approx(np.mean(constant))
     assert found.regret == pytest.approx(TRUE[estimates.argmin()] - TRUE.min())
+
+
+def test_ceilings_are_about_pairs_of_seeds_and_about_their_mean():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=4000)
+    table = 9 + truth[:, None] + 0.7 * rng.normal(size=(4000, 3))
+    found = measure_fidelity(9 + truth, table, std=np.full(4000, 0.7))
+    assert found.pearson == pytest.approx(found.attainable_pearson, abs=0.01)
+    assert found.spearman == pytest.approx(found.attainable_spearman, abs=0.01)
+    assert found.ceiling_pearson == pytest.approx(1 / 1.49, abs=0.02)
+    assert found.coverage == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_few_subsets_allow_no_verdict():
+    assert "too few to tell" in measure_fidelity(TRUE[:5], TRUE[:5]).verdict
 
 
 def test_noise_is_not_trusted():
