@@ -98,6 +98,8 @@ def choices(run: Run, estimator: SubsetEstimator, truth: list[dict[str, Any]]) -
     data = baseline_data(run, estimator)
     for name in ("all", "gradient_similarity", "representation_similarity", "ngram_similarity"):
         found[name.replace("_", " ")] = BASELINES[name](data, len(chosen), 0)
+    for seed in SEEDS:
+        found[f"random, as many tasks, {seed}"] = BASELINES["random"](data, len(chosen), seed)
     return found
 
 

@@ -189,6 +189,7 @@ def one_change(default: Option, estimates: dict[Option, np.ndarray]) -> dict[str
         "average of all checkpoints": {"checkpoint": "average"},
         "samples weighted by their tokens": {"surrogate": "token_fisher"},
         "exact gradients": {"sketch": EXACT},
+        "exact gradients, λ 10": {"sketch": EXACT, "regularization": 10.0},
         "gradients in Adam's metric": {"sketch": ADAM},
         f"as if {other} were fixed": {"budget": other},
         **{name.replace("_", " "): {"surrogate": name} for name in SURROGATES if not name.endswith("fisher")},
@@ -216,9 +217,9 @@ def report(option: Option, values: np.ndarray, truth: Truth) -> dict[str, Any]:
 
 
 def by_size(values: np.ndarray, truth: Truth) -> dict[int, float]:
-    """Return the rank correlation within each size of subset, over both halves: for an option that nothing chose."""
-    losses = np.mean(truth.losses, axis=1)
-    sizes = np.asarray([len(subset) for subset in truth.subsets])
+    """Return the rank correlation within each size of subset, on the reporting half."""
+    values, losses = values[truth.test], np.mean(truth.losses[truth.test], axis=1)
+    sizes = np.asarray([len(subset) for subset in truth.subsets[truth.test]])
     return {
         int(s): round(float(spearmanr(values[sizes == s], losses[sizes == s]).statistic), 3) for s in np.unique(sizes)
     }

@@ -208,7 +208,7 @@ def fidelity_summary() -> str:
 
 
 def fidelity_by_size(study: str) -> str:
-    """The rank correlation within each size of subset, over both halves."""
+    """The rank correlation within each size of subset."""
     found = result(f"fidelity_{study}")["by_size"]
     rows = [[f"Spearman, {title}", *(f"{x:.2f}" for x in by.values())] for title, by in found.items()]
     return markdown(["tasks in the subset", *found["default"]], rows, f"fidelity_{study}")

@@ -107,7 +107,7 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
     config = RunConfig.from_dict(read_json(output_dir / "run.json")["config"])
     names = ("checkpoint", "surrogate", "regularization")
     estimator = fit_run_estimator(output_dir, config, **{name: getattr(options, name) for name in names})
-    true_runs = calibrate_from_folder(estimator, output_dir)
+    true_runs = calibrate_from_folder(estimator, output_dir, config)
     subsets = [split_names(text, estimator.task_names_) for text in options.subset]
     losses, stds = estimator.predict(subsets, return_std=True)
     kind = f"calibrated with {true_runs} true fine-tunes" if true_runs else "first-order estimate, not calibrated"

@@ -263,6 +263,14 @@ class RunConfig:
         return self.estimator.budget or ("steps" if steps > 0 else "epochs")
 
     @property
+    def true_run_settings(self) -> dict[str, Any]:
+        """What the losses of true fine-tunes depend on, besides tasks and seed."""
+        names = ("model_name_or_path", "model_revision", "dtype", "quantization", "max_length", "seed", "lora", "meta")
+        training = {key: value for key, value in self.fine_tuning.items() if key != "compare_with"}
+        values = self.to_dict()
+        return {n: values[n] for n in (*names, "tasks", "target")} | {"fine_tuning": training}
+
+    @property
     def checkpoint(self) -> str:
         """The meta checkpoint that estimates expand at."""
         return str(self.estimator.checkpoint or self.gradients.checkpoints[0])

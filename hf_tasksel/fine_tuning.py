@@ -91,9 +91,10 @@ def fine_tune(
     chosen = chosen_tasks(selection)
     base, tokenizer = load_pair(model, processing_class)
     is_encoder_decoder = bool(base.config.is_encoder_decoder)
-    rows = union_rows(combine_tasks(tasks), chosen)
+    everything = combine_tasks(tasks)
+    rows = union_rows(everything, chosen)
     if isinstance(selection, MixtureResult):
-        rows = mixture_rows(rows, selection.sample_shares, args.seed)
+        rows = mixture_rows(everything, selection.sample_shares, args.seed)
     if "input_ids" not in rows.column_names:
         rows = tokenize_rows(rows, tokenizer, getattr(args, "max_length", None), is_encoder_decoder)
     rows = rows.select_columns(["input_ids", "labels"])

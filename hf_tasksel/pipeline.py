@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import DataCollatorForSeq2Seq
 
 from .adapters import ADAPTER_FILE, load_adapter_weights
@@ -18,9 +16,10 @@ from .checkpoints import checkpoint_step
 from .config import RunConfig
 from .distributed import barrier, distributed_rank
 from .errors import StoreError
+from .estimates_table import write_search
 from .estimation.estimator import SubsetEstimator
 from .evaluation import EvaluationRow, answer_accuracy, mean_loss
-from .files import atomic_path, read_json, write_json
+from .files import read_json, write_json
 from .fine_tuning import fine_tune
 from .fingerprints import value_fingerprint
 from .gradients.collator import GradientCollator
@@ -31,14 +30,13 @@ from .plots import plot_selection
 from .progress import show_progress
 from .report import push_final, write_report
 from .run_context import PASS_OPTIONS, SKETCH_OPTIONS, Run, finished, section_part
-from .run_estimator import calibrate_from_folder, fit_run_estimator, truth_fingerprint
+from .run_estimator import calibrate_from_folder, fit_run_estimator, true_losses
 from .selection.result import SELECTION_FILE, SelectionResult
 from .selection.search import SEARCHES
 from .stores import checkpoint_steps, store_path
 from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 
 EVALUATION_FILE = "evaluation.json"
-ESTIMATES_FILE = "estimates.parquet"
 
 
 def meta_train(run: Run) -> None:
@@ -138,19 +136,20 @@ def is_whole(folder: Path, repair: bool) -> bool:
 def select(run: Run) -> SelectionResult:
     """Fit the estimator and search; leaves selection.json, estimates.parquet and a plot."""
     collect(run)
-    settings = {**run.settings("select"), "true_runs": truth_fingerprint(run.output_dir, run.config.target.task)}
+    truth = true_losses(run.output_dir, run.config)
+    settings = {**run.settings("select"), "true_runs": value_fingerprint(truth) if truth[0] else None}
     path = run.output_dir / SELECTION_FILE
     if finished(run, "select", settings, path, redo=True):
         return SelectionResult.load(path)
     run.say(f"searching for a subset of {len(run.splits.task_names)} tasks by {run.config.selection.method}")
     with run.record.stage("select", value_fingerprint(settings), settings):
         estimator = fit_estimator(run)
-        if count := calibrate_from_folder(estimator, run.output_dir):
+        if count := calibrate_from_folder(estimator, run.output_dir, run.config):
             run.say(f"estimates are calibrated with {count} true fine-tunes")
         selection = search(estimator, run.config)
         if distributed_rank()[0] == 0:
             selection.save(path)
-            write_estimates(run.output_dir / ESTIMATES_FILE, estimator, selection)
+            write_search(run.output_dir, estimator, selection)
             plot_selection(selection, run.output_dir / "plots" / "selection.png", run.config.task_notes)
         barrier()
     return selection
@@ -169,16 +168,6 @@ def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
     known = [name for name in vars(options) if name in inspect.signature(method).parameters]
     arguments = section_part(options, known)
     return method(estimator, **{**arguments, "min_tasks": min(floor, options.max_tasks or floor)})
-
-
-def write_estimates(path: Path, estimator: SubsetEstimator, selection: SelectionResult) -> None:
-    """Write the estimates of single tasks, of all tasks, and of every subset on the search path."""
-    names = estimator.task_names_
-    subsets = [*[[name] for name in names], names, *[step.tasks for step in selection.path]]
-    kinds = [*["single"] * len(names), "all", *["path"] * len(selection.path)]
-    columns = {"kind": kinds, "tasks": subsets, "estimated_loss": estimator.predict(subsets)}
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
 
 
 def fine_tune_selected(run: Run) -> list[EvaluationRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .estimation.estimator import SubsetEstimator
 from .files import read_json
 from .fingerprints import value_fingerprint
 from .stores import checkpoint_steps, run_stores
-from .truth import VERIFICATION_FILE, calibrate_with, cross_calibrated
+from .truth import TRUTH_FOLDER, calibrate_with, cross_calibrated
 
 BEST = "best"
 
@@ -47,11 +48,11 @@ def fit_run_estimator(
     )
     checkpoint = checkpoint or config.checkpoint
     if checkpoint == BEST:
-        checkpoint = best_checkpoint(output_dir, estimator, config.target.task)
+        checkpoint = best_checkpoint(output_dir, estimator, config)
     return estimator.fit(run_stores(output_dir, checkpoint), config.target.task)
 
 
-def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, target: str) -> str:
+def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, config: RunConfig) -> str:
     """Return the kept checkpoint (or `average`) whose calibrated estimates predict true fine-tunes best.
 
     Each is judged by the errors of leave-one-subset-out predictions; see `surely_best`.
@@ -59,15 +60,14 @@ def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, target: str) -
     Raises:
         ConfigError: when the run has no true fine-tunes.
     """
-    truth = true_losses(output_dir, target)
-    if truth is None:
+    subsets, losses = true_losses(output_dir, config)
+    if len(subsets) < 2:
         raise ConfigError(
             f"checkpoint 'best' needs true fine-tunes, and {output_dir} has none: run `hf-tasksel verify` first"
         )
-    subsets, losses = truth
     errors = {}
     for name in [*checkpoint_steps(output_dir), "average"]:
-        estimator.fit(run_stores(output_dir, name), target)
+        estimator.fit(run_stores(output_dir, name), config.target.task)
         mean, _ = cross_calibrated(estimator, subsets, losses)
         errors[name] = np.abs(mean - [np.mean(same) for same in losses])
     return surely_best(errors)
@@ -87,25 +87,29 @@ def surely_best(errors: Mapping[str, np.ndarray]) -> str:
     return best if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)) else first
 
 
-def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path) -> int:
-    """Calibrate a run's estimator with what `verify` left in its folder; returns the number of true fine-tunes."""
-    truth = true_losses(output_dir, estimator.target_)
-    if truth is None or any(set(subset) - set(estimator.task_names_) for subset in truth[0]):
-        return 0  # none, or of another configuration in the same folder
-    calibrate_with(estimator, *truth)
-    return sum(map(len, truth[1]))
+def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path, config: RunConfig) -> int:
+    """Calibrate a run's estimator with its true fine-tunes; returns their number."""
+    subsets, losses = true_losses(output_dir, config)
+    calibrate_with(estimator, subsets, losses)
+    return sum(map(len, losses))
 
 
-def true_losses(output_dir: Path, target: str) -> tuple[list[list[str]], list[list[float]]] | None:
-    """Return the subsets that were really fine-tuned and their losses, one per seed; None when there are none."""
-    path = output_dir / VERIFICATION_FILE
-    if not path.is_file():
-        return None
-    values = read_json(path)
-    return (values["subsets"], values["true_losses"]) if values["target"] == target else None
+def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], list[list[float]]]:
+    """Return the subsets that were really fine-tuned with a run's settings, and for each its dev losses by seed.
 
-
-def truth_fingerprint(output_dir: Path, target: str) -> str | None:
-    """Hash the true losses that estimates are calibrated with; None when there are none."""
-    truth = true_losses(output_dir, target)
-    return None if truth is None else value_fingerprint(truth)
+    Fine-tunes of other settings in the same folder are left alone, and it is said when there are no others.
+    """
+    settings = value_fingerprint(config.true_run_settings)
+    runs = [read_json(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
+    mine = [run for run in runs if run.get("settings") == settings]
+    if runs and not mine:
+        warnings.warn(
+            f"the {len(runs)} true fine-tunes in {output_dir / TRUTH_FOLDER} were made with other settings and do not "
+            "calibrate these estimates: run `hf-tasksel verify` again",
+            stacklevel=2,
+        )
+    found: dict[tuple[str, ...], dict[int, float]] = {}
+    for run in mine:
+        found.setdefault(tuple(run["tasks"]), {})[run["seed"]] = run["dev_loss"]
+    subsets = sorted(found)
+    return [list(s) for s in subsets], [[found[s][seed] for seed in sorted(found[s])] for s in subsets]

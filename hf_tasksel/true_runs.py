@@ -28,8 +28,7 @@ from .fingerprints import value_fingerprint
 from .models import load_adapter, load_base, lora_config
 from .progress import progress_bar
 from .run_context import Run
-
-TRUTH_FOLDER = "truth"
+from .truth import TRUTH_FOLDER
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,13 @@ def true_runs(
     with progress_bar(len(missing), "true fine-tunes", unit="run") as advance:
         for _ in finished_jobs(run, missing, count):
             advance(1)
-    return [[TrueRun(**read_json(truth_path(run, tasks, s, accuracy))) for s in seeds] for tasks in ordered]
+    return [[read_true_run(truth_path(run, tasks, s, accuracy)) for s in seeds] for tasks in ordered]
+
+
+def read_true_run(path: Path) -> TrueRun:
+    """Read the result of one fine-tune."""
+    known = {f.name for f in dataclasses.fields(TrueRun)}
+    return TrueRun(**{name: value for name, value in read_json(path).items() if name in known})
 
 
 def default_processes() -> int:
@@ -210,4 +215,4 @@ def train_and_measure(run: Run, tasks: list[str], seed: int, accuracy: bool) -> 
         steps=tuned.steps,
         seconds=round(seconds, 3),
     )
-    write_json(path, result.to_dict())
+    write_json(path, {**result.to_dict(), "settings": value_fingerprint(run.config.true_run_settings)})

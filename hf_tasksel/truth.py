@@ -12,6 +12,8 @@ from .estimation.estimator import SubsetEstimator
 from .estimation.fidelity import Fidelity, measure_fidelity
 
 VERIFICATION_FILE = "verification.json"
+TRUTH_FOLDER = "truth"
+Runs = tuple[Sequence[Sequence[str]], Sequence[Sequence[float]]]  # subsets, and for each its losses by seed
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Verification:
         subsets: k subsets.
         true_losses: for each, the dev losses of its fine-tunes, one per seed, nats per token.
         estimates: first-order estimates, as they were before any calibration.
-        calibrated, calibrated_std: predictions for each subset by the calibration on all other subsets.
+        calibrated, calibrated_std: predictions for each subset by the calibration on all others.
         first_order: fidelity of the estimates as they are.
         after_calibration: fidelity of the calibrated ones, each left out of its own calibration.
     """
@@ -43,7 +45,10 @@ class Verification:
 
 
 def compare(
-    estimator: SubsetEstimator, subsets: Sequence[Sequence[str]], true_losses: Sequence[Sequence[float]]
+    estimator: SubsetEstimator,
+    subsets: Sequence[Sequence[str]],
+    true_losses: Sequence[Sequence[float]],
+    others: Runs = ((), ()),
 ) -> Verification:
     """Compare an estimator with true losses: as it is, and calibrated by leave-one-subset-out.
 
@@ -51,9 +56,10 @@ def compare(
         estimator: fitted; it ends up calibrated with all of them.
         subsets: k subsets.
         true_losses: for each, one loss per seed, in nats per token.
+        others: more subsets and losses to calibrate with, such as those of an earlier verification.
     """
     estimates = estimator.calibrate([], []).predict(subsets)
-    mean, std = cross_calibrated(estimator, subsets, true_losses)
+    mean, std = cross_calibrated(estimator, subsets, true_losses, others)
     return Verification(
         target=estimator.target_,
         subsets=[list(subset) for subset in subsets],
@@ -67,16 +73,20 @@ def compare(
 
 
 def cross_calibrated(
-    estimator: SubsetEstimator, subsets: Sequence[Sequence[str]], true_losses: Sequence[Sequence[float]]
+    estimator: SubsetEstimator,
+    subsets: Sequence[Sequence[str]],
+    true_losses: Sequence[Sequence[float]],
+    others: Runs = ((), ()),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (k,) means and standard deviations, each subset predicted from the runs of all others."""
     found = []
     for left_out in range(len(subsets)):
-        others = [i for i in range(len(subsets)) if i != left_out]
-        calibrate_with(estimator, [subsets[i] for i in others], [true_losses[i] for i in others])
+        rest = [i for i in range(len(subsets)) if i != left_out]
+        known = [*(subsets[i] for i in rest), *others[0]], [*(true_losses[i] for i in rest), *others[1]]
+        calibrate_with(estimator, *known)
         mean, std = estimator.predict([subsets[left_out]], return_std=True)
         found.append((mean[0], std[0]))
-    calibrate_with(estimator, subsets, true_losses)
+    calibrate_with(estimator, [*subsets, *others[0]], [*true_losses, *others[1]])
     means, stds = np.asarray(found).T
     return means, stds
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .errors import ConfigError
+from .estimates_table import write_verified
 from .estimation.estimator import SubsetEstimator, random_halves
 from .estimation.fidelity import plot_fidelity
-from .files import atomic_path, write_json
-from .pipeline import ESTIMATES_FILE, fit_estimator, select
+from .files import write_json
+from .pipeline import fit_estimator, select
 from .run_context import Run
+from .run_estimator import calibrate_from_folder, true_losses
 from .selection.result import SelectionResult
 from .true_runs import true_runs
 from .truth import VERIFICATION_FILE, Verification, compare
@@ -29,7 +28,8 @@ def verify(
     """Really fine-tune some subsets, and compare.
 
     What was trained before is used again: more subsets or seeds only add fine-tunes. The estimates of the run are
-    calibrated with all of them from then on (`run_estimator.calibrate_from_folder`).
+    calibrated with all of them from then on (`run_estimator.calibrate_from_folder`); the figures are about the subsets
+    of this call.
 
     Args:
         run: a run; stages that are missing are done first.
@@ -46,13 +46,22 @@ def verify(
         raise ConfigError(f"verify needs at least 3 subsets, 1 seed, and a choice of {list(CHOICES)}")
     selection = select(run)
     estimator = fit_estimator(run)
+    calibrate_from_folder(estimator, run.output_dir, run.config)
     chosen = (
         random_subsets(estimator.task_names_, count) if choose == "random" else rivals(estimator, selection, count)
     )
     runs = true_runs(run, chosen, range(FIRST_SEED, FIRST_SEED + seeds), processes=processes)
-    result = compare(estimator, [same[0].tasks for same in runs], [[r.dev_loss for r in same] for same in runs])
+    subsets = [same[0].tasks for same in runs]
+    earlier = zip(*true_losses(run.output_dir, run.config), strict=True)
+    others = [(tasks, losses) for tasks, losses in earlier if tasks not in subsets]
+    result = compare(
+        estimator,
+        subsets,
+        [[r.dev_loss for r in same] for same in runs],
+        ([tasks for tasks, _ in others], [losses for _, losses in others]),
+    )
     write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
-    add_to_estimates(run.output_dir / ESTIMATES_FILE, result)
+    write_verified(run.output_dir, result)
     plot_fidelity(result.calibrated, result.true_losses, run.output_dir / "plots" / "fidelity.png")
     return result
 
@@ -86,30 +95,7 @@ def rivals(estimator: SubsetEstimator, selection: SelectionResult, count: int) -
     candidates = [*flips, *(set(step.tasks) for step in selection.path), *halves]
     unique = list(dict.fromkeys(tuple(n for n in names if n in c) for c in candidates if c))
     unique = [u for u in unique if set(u) != set(selection.selected)]
-    mean, std = estimator.predict(unique, return_std=True)
-    best, best_std = estimator.predict([selection.selected], return_std=True)
-    doubt = np.abs(mean - best) / np.sqrt(std**2 + best_std**2 + 1e-24)
+    mean, std = estimator.predict_difference(unique, [selection.selected] * len(unique))
+    doubt = np.abs(mean) / (std + 1e-12)
     order = np.argsort(doubt, kind="stable")[: count - 1]
     return [selection.selected, *(list(unique[i]) for i in order)]
-
-
-def add_to_estimates(path: Path, result: Verification) -> None:
-    """Keep the verified subsets in estimates.parquet, beside the estimates of the search."""
-    old = pq.read_table(path).to_pylist() if path.is_file() else []
-    rows = [row for row in old if row["kind"] != "verified"]
-    for tasks, estimate, losses, mean, std in zip(
-        result.subsets, result.estimates, result.true_losses, result.calibrated, result.calibrated_std, strict=True
-    ):
-        rows.append(
-            {
-                "kind": "verified",
-                "tasks": tasks,
-                "estimated_loss": estimate,
-                "calibrated_loss": mean,
-                "calibrated_std": std,
-                "true_losses": losses,
-            }
-        )
-    columns = ("kind", "tasks", "estimated_loss", "calibrated_loss", "calibrated_std", "true_losses")
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist([{c: row.get(c) for c in columns} for row in rows]), temporary)

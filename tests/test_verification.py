@@ -40,6 +40,17 @@ def verified(base_folder, task_folder, tmp_path_factory):
     return run, config, verify(run, 4, seeds=2, processes=1)
 
 
+pretended: list[Path] = []
+
+
+def pretend_to_train(run: Run, tasks: list[str], seed: int, accuracy: bool) -> None:
+    """Leave a result as a true fine-tune would."""
+    path = true_runs.truth_path(run, tasks, seed, accuracy)
+    some = json.loads(next(path.parent.glob("*.json")).read_text())
+    path.write_text(json.dumps({**some, "tasks": tasks, "seed": seed, "dev_loss": 4.0 + len(tasks) / 10}))
+    pretended.append(path)
+
+
 def test_verified_subsets_are_kept_with_their_losses(verified):
     run, _, result = verified
     assert np.shape(result.true_losses) == (4, 2)
@@ -57,6 +68,28 @@ def test_nothing_is_trained_twice(verified, monkeypatch):
     assert verify(run, 4, seeds=2, processes=1).true_losses == result.true_losses
     assert verify(run, 3, processes=1).subsets == result.subsets[:3]
     assert trained == []
+
+
+def test_later_verifications_add_to_earlier_ones(verified, monkeypatch):
+    run, _, first = verified
+    monkeypatch.setattr(true_runs, "train_and_measure", pretend_to_train)
+    second = verify(run, 3, choose="unsure", processes=1)
+    subsets, losses = true_losses(run.output_dir, run.config)
+    assert {tuple(s) for s in subsets} == {tuple(s) for s in [*first.subsets, *second.subsets]}
+    assert calibrate_from_folder(fit_estimator(run), run.output_dir, run.config) == sum(map(len, losses))
+    select(run)  # is made again, and keeps what was verified
+    rows = pq.read_table(run.output_dir / "estimates.parquet").to_pylist()
+    assert {tuple(r["tasks"]) for r in rows if r["kind"] == "verified"} == {tuple(s) for s in subsets}
+    for path in pretended:
+        path.unlink()
+    assert len(true_losses(run.output_dir, run.config)[0]) == 4
+
+
+def test_true_runs_of_other_settings_do_not_calibrate(verified):
+    run, _, _ = verified
+    other = RunConfig.from_dict({**run.config.to_dict(), "fine_tuning": {"max_steps": 3}})
+    with pytest.warns(UserWarning, match="true fine-tunes in .* were made with other settings"):
+        assert calibrate_from_folder(fit_estimator(run), run.output_dir, other) == 0
 
 
 def test_a_true_run_is_a_fine_tune_of_the_base_with_its_seed(verified):
@@ -84,16 +117,16 @@ def test_estimates_are_calibrated_from_then_on(verified, capsys):
 
 def test_the_best_checkpoint_is_found_by_true_runs(verified, tmp_path):
     run, _, _ = verified
-    chosen = best_checkpoint(run.output_dir, SubsetEstimator(budget=run.config.budget), "goal")
+    chosen = best_checkpoint(run.output_dir, SubsetEstimator(budget=run.config.budget), run.config)
     errors = {}
     for name in ("10%", "half", "average"):
         estimator = fit_run_estimator(run.output_dir, run.config, checkpoint=name)
-        subsets, losses = true_losses(run.output_dir, "goal")
+        subsets, losses = true_losses(run.output_dir, run.config)
         mean, _ = cross_calibrated(estimator, subsets, losses)
         errors[name] = np.abs(mean - np.mean(losses, axis=1))
     assert chosen == surely_best(errors)
     with pytest.raises(ConfigError, match="run `hf-tasksel verify` first"):
-        best_checkpoint(tmp_path, SubsetEstimator(), "goal")
+        best_checkpoint(tmp_path, SubsetEstimator(), run.config)
 
 
 def test_another_checkpoint_is_chosen_only_where_it_is_clearly_better():
@@ -108,10 +141,10 @@ def test_a_selection_is_made_again_with_calibrated_estimates(verified):
     said = []
     again = Run(run.config, say=said.append)
     selection = select(again)
-    count = sum(map(len, true_losses(run.output_dir, "goal")[1]))
+    count = sum(map(len, true_losses(run.output_dir, run.config)[1]))
     assert f"estimates are calibrated with {count} true fine-tunes" in said
     estimator = fit_run_estimator(run.output_dir, run.config)
-    assert calibrate_from_folder(estimator, run.output_dir) == count
+    assert calibrate_from_folder(estimator, run.output_dir, run.config) == count
     assert selection.estimate == pytest.approx(estimator.predict([selection.selected])[0])
 
 

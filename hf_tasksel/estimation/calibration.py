@@ -90,7 +90,7 @@ class Calibration:
 
     def _posterior(self, f: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return posterior means and standard deviations of f·(a, b, c) + zᵀu, in nats, in chunks of rows."""
-        chunks = [slice(i, i + ROWS_PER_CHUNK) for i in range(0, len(f), ROWS_PER_CHUNK)]
+        chunks = [slice(i, i + ROWS_PER_CHUNK) for i in range(0, max(len(f), 1), ROWS_PER_CHUNK)]
         means, stds = zip(*(self._chunk(f[rows], z[rows], noise) for rows in chunks), strict=True)
         return self.unit * np.concatenate(means), self.unit * np.concatenate(stds)
 

@@ -97,7 +97,7 @@ class GradientFlow(ClosedForm):
 
     def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(fisher)
-        values = values.clamp(min=1e-12 * float(values.max()))
+        values = values.clamp(min=max(1e-12 * float(values.max()), torch.finfo(values.dtype).tiny))
         share = -torch.expm1(-values / damping[:, None]) / values
         return -(vectors @ (share * (vectors.mT @ gradient[..., None])[..., 0])[..., None])[..., 0]
 

@@ -197,7 +197,7 @@ class SubsetEstimator(BaseEstimator):
         found = []
         for surrogates, dev in self.expansions_:
             losses = self._rows(surrogates, dev, weights).clamp(min=0)
-            found.append((-losses * dev.num_tokens).exp().mean(1))
+            found.append((-losses * dev.num_tokens).exp() @ dev.sample_share)
         return torch.stack(found).mean(0).cpu().numpy()
 
     def calibrate(self, subsets: Subsets, true_losses: Sequence[float] | np.ndarray) -> SubsetEstimator:

@@ -51,12 +51,14 @@ class DevStatistics:
 
     Attributes:
         share: (k,) each sample's share in the mean: its answer tokens ÷ all, times its target's weight.
+        sample_share: (k,) the same where every sample of a target counts alike.
         value: (k,) mean loss (nats) or log-odds per token at the expansion point.
         gradient: (k, d) its projected gradient.
         num_tokens: (k,) answer tokens.
     """
 
     share: Tensor
+    sample_share: Tensor
     value: Tensor
     gradient: Tensor
     num_tokens: Tensor
@@ -187,10 +189,14 @@ def dev_statistics(
         weight / total * store.num_tokens[rows] / store.num_tokens[rows].sum()
         for rows, weight in zip(parts, targets.values(), strict=True)
     ]
+    sample_shares = [
+        np.full(len(rows), weight / total / len(rows)) for rows, weight in zip(parts, targets.values(), strict=True)
+    ]
     rows = np.concatenate(parts)
     values = store.loss if objective == "loss" else store.value
     return DevStatistics(
         share=torch.from_numpy(np.concatenate(shares)),
+        sample_share=torch.from_numpy(np.concatenate(sample_shares)),
         value=torch.from_numpy(values[rows].astype(np.float64)),
         gradient=torch.from_numpy(store.gradients_at(rows, objective, seed)),
         num_tokens=torch.from_numpy(store.num_tokens[rows].astype(np.float64)),

@@ -93,11 +93,12 @@ class MixtureResult:
 def optimize_mixture(
     estimator: SubsetEstimator, *, restarts: int = 5, max_iter: int = 100, seed: int = 0
 ) -> MixtureResult:
-    """Find the shares of training tokens that minimise the estimate.
+    """Find the shares of training samples that minimise the estimate.
 
-    A share p_t of the tokens is the task weight p_t · (tokens of all tasks) ÷ (tokens of task t) of `predict`, where
-    1 stands for all samples of the task once: a mixture has as many tokens as all tasks have. For a fixed number of
-    steps only the ratios of the weights matter, and the mixture is never worse than the best subset.
+    A share q_t of the samples is the task weight q_t · (samples of all tasks) ÷ (samples of task t) of `predict`,
+    where 1 stands for all samples of the task once: a mixture has as many samples as all tasks have, and `fine_tune`
+    draws so many. For a fixed number of steps only the ratios of the weights matter, and the mixture is never worse
+    than the best subset.
 
     Args:
         estimator: a fitted estimator of n tasks.
@@ -110,20 +111,20 @@ def optimize_mixture(
     """
     if restarts < 1:
         raise ConfigError(f"restarts must be at least 1, not {restarts}")
-    tokens = np.asarray(estimator.task_tokens_, dtype=float)
-    per_share, even = tokens.sum() / tokens, np.ones(len(tokens))
+    samples = np.asarray(estimator.task_samples_, dtype=float)
+    per_share, even = samples.sum() / samples, np.ones(len(samples))
     subset = forward_selection(estimator)
-    chosen = np.isin(estimator.task_names_, subset.selected) * tokens
+    chosen = np.isin(estimator.task_names_, subset.selected) * samples
     draws = np.random.default_rng(seed).dirichlet(even, size=max(0, restarts - 3))
-    starts = [chosen / chosen.sum(), tokens / tokens.sum(), even / len(even), *draws]
+    starts = [chosen / chosen.sum(), samples / samples.sum(), even / len(even), *draws]
     shares, path = minimize_on_simplex(
         lambda rows: estimator.predict(rows * per_share), starts[:restarts], even, max_iter
     )
-    samples = shares * per_share * np.asarray(estimator.task_samples_)
+    tokens = shares * np.asarray(estimator.task_tokens_) / samples
     return MixtureResult(
         target=estimator.target_,
-        weights=dict(zip(estimator.task_names_, shares.tolist(), strict=True)),
-        sample_shares=dict(zip(estimator.task_names_, (samples / samples.sum()).tolist(), strict=True)),
+        weights=dict(zip(estimator.task_names_, (tokens / tokens.sum()).tolist(), strict=True)),
+        sample_shares=dict(zip(estimator.task_names_, shares.tolist(), strict=True)),
         estimate=path[-1],
         estimate_all=subset.estimate_all,
         estimate_best_subset=subset.estimate,

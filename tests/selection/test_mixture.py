@@ -128,7 +128,7 @@ def test_the_estimate_of_a_mixture_is_that_of_its_task_weights(tmp_path):
         num_tokens=rng.integers(1, 9, size=count),
         loss_gradient=(rng.normal(size=(count, 6)) + 0.5).astype(np.float32),
     )
-    estimator = SubsetEstimator().fit(store, "goal")
+    estimator = SubsetEstimator(regularization=0.1).fit(store, "goal")
     found = optimize_mixture(estimator)
     weights = np.asarray([list(found.weights.values())]) / estimator.task_tokens_
     assert found.estimate == pytest.approx(estimator.predict(weights)[0], abs=1e-9)
