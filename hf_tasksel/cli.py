@@ -114,7 +114,7 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "target": estimator.target_,
         "unit": f"nats per token, {kind}",
-        "checkpoint": options.checkpoint or config.checkpoint,
+        "expanded_at": [store.path.name for store in estimator.stores_],
         "estimates": [
             {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6)}
             for s, x, std in zip(subsets, losses, stds, strict=True)

@@ -104,6 +104,14 @@ def test_logistic_minimisers_have_no_gradient_left(store, regularization):
     assert np.linalg.norm(gradient(w)) < 1e-5 * np.linalg.norm(gradient(np.zeros_like(w)))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SURROGATES)
+def test_another_device_gives_the_same_estimates(store, name):
+    weights = random_subsets(5, 6)
+    cpu, gpu = (SubsetEstimator(name, device=d).fit(store, "goal").predict(weights) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(gpu, cpu, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", SURROGATES)
 def test_order_of_rows_and_scale_of_weights_do_not_matter(store, name, tmp_path):
     columns = random_columns()
@@ -186,7 +194,8 @@ def test_wrong_parameters_are_one_sentence(store):
         surrogate_class("gradient_flows")
 
 
-# What the reference implementation gets wrong (docs/method.md), one test each.
+# What the reference implementation gets wrong, one test each; greedy argmax is tested in tests/selection, stable
+# log-odds in tests/gradients.
 
 
 def test_random_labels_without_intercept_equal_all_positive_ones_and_with_one_do_not(store):
