@@ -9,6 +9,7 @@ __version__ = "0.1.0.dev0"
 
 _LOCATIONS = {
     "TaskSelectionConfig": "training_args",
+    "TaskSelectionMixinConfig": "training_args",
     "Seq2SeqTaskSelectionConfig": "training_args",
     "TaskSelectionTrainer": "trainer",
     "Seq2SeqTaskSelectionTrainer": "trainer",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from .trainer import TaskSelectionTrainer as TaskSelectionTrainer
     from .training_args import Seq2SeqTaskSelectionConfig as Seq2SeqTaskSelectionConfig
     from .training_args import TaskSelectionConfig as TaskSelectionConfig
+    from .training_args import TaskSelectionMixinConfig as TaskSelectionMixinConfig
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from .distributed import distributed_rank
-from .gradients.objective import SampleObjectives
+from .gradients.objective import IGNORE_INDEX, sample_objectives, shifted
 
 
 class ExactLoss:
@@ -17,12 +18,11 @@ class ExactLoss:
     def __init__(self) -> None:
         self.samples: dict[int, tuple[int, float, int]] = {}
 
-    def add(self, side: Mapping[str, torch.Tensor], objectives: SampleObjectives) -> None:
-        """Record the samples of a batch, by `sample_idx` and `task` (batch,); a sample seen twice counts once."""
-        loss, num_tokens = objectives.loss, objectives.num_tokens
+    def add(self, side: Mapping[str, torch.Tensor], loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
+        """Record the mean losses (batch,) of samples, by `sample_idx` and `task`; a sample seen twice counts once."""
         columns = (side["sample_idx"], side["task"], loss * num_tokens, num_tokens)
         for idx, task, loss, tokens in zip(*(c.tolist() for c in columns), strict=True):
-            self.samples[idx] = (task, loss, tokens)
+            self.samples[idx] = (int(task), float(loss), int(tokens))
 
     def gather(self) -> dict[int, tuple[int, float, int]]:
         """Return the samples of all ranks."""
@@ -58,13 +58,13 @@ class RunningTaskLosses:
         self.task_names = list(task_names)
         self.sums = torch.zeros(len(self.task_names), 2, dtype=torch.float64)
 
-    def add(self, side: Mapping[str, torch.Tensor], objectives: SampleObjectives) -> None:
-        """Count the samples of a batch, whose tasks `side["task"]` (batch,) numbers."""
+    def add(self, side: Mapping[str, torch.Tensor], loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
+        """Count the mean losses (batch,) of samples, whose tasks `side["task"]` numbers."""
         task = side["task"]
         if self.sums.device != task.device:
             self.sums = self.sums.to(task.device)
-        tokens = objectives.num_tokens.to(self.sums.dtype)
-        self.sums.index_add_(0, task, torch.stack([objectives.loss.to(self.sums.dtype) * tokens, tokens], dim=1))
+        tokens = num_tokens.to(self.sums.dtype)
+        self.sums.index_add_(0, task, torch.stack([loss.to(self.sums.dtype) * tokens, tokens], dim=1))
 
     def report(self) -> dict[str, float]:
         """Return `{task}_loss` in nats per token for the tasks seen by any rank, and begin anew; all ranks call it."""
@@ -73,3 +73,41 @@ class RunningTaskLosses:
         sums = self.sums.tolist()
         self.sums.zero_()
         return {f"{name}_loss": loss / n for name, (loss, n) in zip(self.task_names, sums, strict=True) if n}
+
+
+@contextlib.contextmanager
+def last_output(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield a dict that holds the tensors of the model's last output once it was called."""
+    found: dict[str, Any] = {}
+
+    def keep(module: Any, arguments: Any, output: Any) -> None:
+        if isinstance(output, Mapping):
+            found.clear()
+            found.update(output)
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def sample_losses(
+    output: Mapping[str, Any], labels: torch.Tensor, shift: bool
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return mean losses in nats per token and token counts, each (batch,); None where the output tells neither.
+
+    Args:
+        output: with `logits`, or with the per-token `log_probs` of TRL's fused language model head, 0 where there is
+            no answer token.
+        labels: (batch, time) with -100 where there is no answer token, or (batch,).
+        shift: whether position t predicts label t + 1.
+    """
+    if isinstance(output.get("log_probs"), torch.Tensor):
+        num_tokens = ((shifted(labels) if shift else labels) != IGNORE_INDEX).sum(1)
+        return -output["log_probs"].float().sum(1) / num_tokens.clamp(min=1), num_tokens
+    if not isinstance(output.get("logits"), torch.Tensor):
+        return None
+    found = sample_objectives(output["logits"], labels, shift)
+    return found.loss, found.num_tokens

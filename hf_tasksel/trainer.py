@@ -28,12 +28,12 @@ from .errors import DataError, ModelError
 from .formatting import tokenize_rows
 from .gradients.collator import GradientCollator, TaskDataCollator
 from .gradients.model import unwrap
-from .gradients.objective import sample_objectives, shifts_labels
+from .gradients.objective import shifts_labels
 from .gradients.preconditioning import save_second_moments
 from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
 from .sampling import MultitaskSampler
-from .task_losses import ExactLoss, RunningTaskLosses
+from .task_losses import ExactLoss, RunningTaskLosses, last_output, sample_losses
 from .tasks import combine_tasks
 from .training_args import TaskSelectionMixinConfig
 
@@ -77,7 +77,7 @@ class TaskSelectionMixin(TrainerBase):
         args: `TaskSelectionConfig`, or plain `TrainingArguments` to behave as the Trainer itself.
         train_dataset: a DatasetDict or dict of task name to rows, or one Dataset, with a `task` column or without.
             Rows are tokenized (`input_ids`, `labels`), or text (`prompt` and `completion`, optionally `messages`),
-            which is tokenized here.
+            which is tokenized here, except under `SFTTrainer`, which takes its own kinds of rows.
         eval_dataset: rows of the same kind, or a dict of them.
         peft_config: adds a fresh LoRA adapter to `model`.
         Everything else as in Trainer, in the same positions.
@@ -102,7 +102,10 @@ class TaskSelectionMixin(TrainerBase):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        if peft_config is not None:
+        if isinstance(model, str):  # SFTTrainer loads it and adds the adapter, before anything is seeded
+            set_seed(getattr(args, "seed", 42))
+            kwargs |= {} if peft_config is None else {"peft_config": peft_config}
+        elif peft_config is not None:
             model = add_adapter(model, peft_config, args)
         self._max_length = getattr(args, "max_length", None)
         config = getattr(model, "config", None)
@@ -111,6 +114,7 @@ class TaskSelectionMixin(TrainerBase):
         self._exact_loss: ExactLoss | None = None
         self._running: RunningTaskLosses | None = None
         self._side: dict[str, torch.Tensor] = {}
+        self._tokenizes_itself = hasattr(self, "_prepare_dataset")  # SFTTrainer
         text_rows = has_text_rows(train_dataset) or has_text_rows(eval_dataset)
         train_dataset = self._prepare_rows(train_dataset, processing_class)
         if isinstance(train_dataset, Dataset):
@@ -119,8 +123,9 @@ class TaskSelectionMixin(TrainerBase):
             eval_dataset = {n: self._prepare_rows(d, processing_class, n) for n, d in eval_dataset.items()}
         else:
             eval_dataset = self._prepare_rows(eval_dataset, processing_class, "eval")
-        if data_collator is None and text_rows:
+        if data_collator is None and text_rows and not self._tokenizes_itself:
             data_collator = DataCollatorForSeq2Seq(processing_class, padding=True)
+        given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model,
             args,
@@ -131,6 +136,12 @@ class TaskSelectionMixin(TrainerBase):
             *rest,
             **kwargs,
         )
+        if given is not None and len(self.train_dataset) < given:
+            warnings.warn(
+                f"{given - len(self.train_dataset)} of {given} training rows have no answer token left within "
+                "max_length and were dropped by SFTTrainer: raise max_length to keep them",
+                stacklevel=2,
+            )
         self.data_collator: Any = TaskDataCollator(self.data_collator)
         self._mend_accumulation()
         if isinstance(self.args, TaskSelectionMixinConfig) and len(self._task_names) > 1:
@@ -169,7 +180,8 @@ class TaskSelectionMixin(TrainerBase):
         elif not isinstance(rows, Mapping):
             return rows
         combined = combine_tasks(rows)
-        if "input_ids" in combined.column_names or "prompt" not in combined.column_names:
+        text = "prompt" in combined.column_names and "input_ids" not in combined.column_names
+        if self._tokenizes_itself or not text:
             return combined
         if tokenizer is None:
             raise DataError("text rows need a tokenizer: pass processing_class")
@@ -196,12 +208,12 @@ class TaskSelectionMixin(TrainerBase):
         if recorder is None or "labels" not in inputs or "sample_idx" not in side:
             return super().compute_loss(model, inputs, *args, **kwargs)
         labels = inputs["labels"]
-        loss, outputs = super().compute_loss(model, inputs, *args, **{**kwargs, "return_outputs": True})
-        logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
-        if isinstance(logits, torch.Tensor):
-            with torch.no_grad():
-                recorder.add(side, sample_objectives(logits, labels, shifts_labels(self.model)))
-        return (loss, outputs) if kwargs.get("return_outputs") else loss
+        with last_output(model) as found:  # asking for the outputs would change what the Trainer does
+            result = super().compute_loss(model, inputs, *args, **kwargs)
+        losses = sample_losses(found, labels, shifts_labels(self.model))
+        if losses is not None:
+            recorder.add(side, *losses)
+        return result
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in Trainer; training losses come with those of every task since the last log, `{task}_loss`."""

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -30,9 +32,16 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from trl import SFTConfig, SFTTrainer
 
 from conftest import WORDS, tiny_llama
-from hf_tasksel import Seq2SeqTaskSelectionTrainer, TaskSelectionConfig, TaskSelectionTrainer
+from hf_tasksel import (
+    Seq2SeqTaskSelectionTrainer,
+    TaskSelectionConfig,
+    TaskSelectionMixin,
+    TaskSelectionMixinConfig,
+    TaskSelectionTrainer,
+)
 
 LLAMA, T5, BERT = "llama", "t5", "bert"
 
@@ -133,6 +142,47 @@ def test_trainers_wrong_scale_under_accumulation_is_told(train):
         UserWarning, match=r"BertForSequenceClassification.* 3 times too large: use TaskSelectionConfig"
     ):
         train(TaskSelectionTrainer, BERT, gradient_accumulation_steps=3)
+
+
+class MixedTrainer(TaskSelectionMixin, SFTTrainer):
+    pass
+
+
+@dataclass
+class MixedConfig(TaskSelectionMixinConfig, SFTConfig):
+    pass
+
+
+def test_sft_trainer_with_the_mixin_trains_to_the_same_weights_and_knows_its_tasks(text_tasks, tokenizer, tmp_path):
+    trainers = []
+    for cls in (MixedTrainer, SFTTrainer):
+        args = SFTConfig(
+            str(tmp_path), max_steps=5, use_cpu=True, bf16=False, report_to="none", logging_steps=1, disable_tqdm=True
+        )
+        rows = concatenate_datasets(list(text_tasks.values()))
+        trainers.append(cls(tiny_llama(), args, None, rows, rows, tokenizer))
+        trainers[-1].train()
+    assert_same(*trainers)
+
+    args = MixedConfig(
+        str(tmp_path / "mixed"), max_steps=4, use_cpu=True, bf16=False, report_to="none", logging_steps=2
+    )
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    evals = {"goal": text_tasks["next"]}
+    trainer = MixedTrainer(tiny_llama(), args, None, text_tasks, evals, tokenizer, peft_config=lora)
+    trainer.train()
+    assert {"next_loss", "skip_loss", "same_loss"} < set(trainer.state.log_history[0])
+    store = trainer.collect_gradients("end", dim=16)
+    dev = store.split == "dev"
+    exact = store.loss[dev] @ store.num_tokens[dev] / store.num_tokens[dev].sum()
+    assert trainer.evaluate()["eval_goal_loss"] == pytest.approx(exact, rel=1e-5)
+    assert store.task_names == ["next", "skip", "same"]
+
+
+def test_rows_that_sft_trainer_drops_are_told(text_tasks, tokenizer, tmp_path):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=8)
+    with pytest.warns(UserWarning, match="12 of 12 training rows have no answer token left within max_length"):
+        MixedTrainer(tiny_llama(), args, None, text_tasks["next"], None, tokenizer)
 
 
 class Recorder(TrainerCallback):

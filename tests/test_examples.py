@@ -30,6 +30,25 @@ def test_drop_in_trainer(base_folder, tmp_path):
     assert swapped.count("hf_tasksel") == 1, "the class name must be the only difference"
 
 
+def test_drop_in_classifier(base_folder, tmp_path):
+    rows = [{"text": r["question"], "label": r["answer"][0]} for r in word_rows("x", 60, 1)]
+    said = example("drop_in_classifier.py", base_folder, write_jsonl(tmp_path / "d.jsonl", rows), tmp_path / "out")
+    assert "'eval_accuracy'" in said
+    assert (EXAMPLES / "drop_in_classifier.py").read_text().count("hf_tasksel") == 1
+
+
+def test_sft_mixin(base_folder, tmp_path):
+    files = [
+        write_jsonl(
+            tmp_path / f"{name}.jsonl",
+            [{"prompt": r["question"], "completion": f" {r['answer']}"} for r in word_rows(name, 40, shift)],
+        )
+        for shift, name in enumerate(["same", "next", "goal"])
+    ]
+    lines = [s for s in example("sft_mixin.py", base_folder, *files, tmp_path / "out").splitlines() if "after" in s]
+    assert [line.rpartition(" ")[2] for line in lines] == ["same", "next"]
+
+
 def test_python_api_and_estimate_any_subset(tmp_path):
     said = example("python_api.py", tmp_path / "out")
     assert "fine-tuned on" in said
