@@ -30,11 +30,12 @@ from .plots import plot_selection
 from .progress import show_progress
 from .report import push_final, write_report
 from .run_context import PASS_OPTIONS, SKETCH_OPTIONS, Run, finished, section_part
-from .run_estimator import calibrate_from_folder, fit_run_estimator, true_losses
+from .run_estimator import fit_run_estimator, true_losses
 from .selection.result import SELECTION_FILE, SelectionResult
 from .selection.search import SEARCHES
 from .stores import checkpoint_steps, store_path
 from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
+from .truth import calibrate_with
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -144,7 +145,8 @@ def select(run: Run) -> SelectionResult:
     run.say(f"searching for a subset of {len(run.splits.task_names)} tasks by {run.config.selection.method}")
     with run.record.stage("select", value_fingerprint(settings), settings):
         estimator = fit_estimator(run)
-        if count := calibrate_from_folder(estimator, run.output_dir, run.config):
+        calibrate_with(estimator, *truth)
+        if count := sum(map(len, truth[1])):
             run.say(f"estimates are calibrated with {count} true fine-tunes")
         selection = search(estimator, run.config)
         if distributed_rank()[0] == 0:

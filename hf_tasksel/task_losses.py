@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .distributed import distributed_rank
+from .distributed import distributed_rank, gather_lists
 from .gradients.objective import IGNORE_INDEX, sample_objectives, shifted
 
 
@@ -26,12 +26,7 @@ class ExactLoss:
 
     def gather(self) -> dict[int, tuple[int, float, int]]:
         """Return the samples of all ranks."""
-        _, world_size = distributed_rank()
-        if world_size == 1:
-            return self.samples
-        parts: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(parts, self.samples)
-        return {idx: sample for part in parts for idx, sample in part.items()}
+        return dict(gather_lists(list(self.samples.items())))
 
     def metrics(self, prefix: str, task_names: Sequence[str]) -> dict[str, float]:
         """Return `{prefix}_loss`, with several tasks also `{prefix}_{task}_loss`: Σ token losses ÷ Σ tokens, nats."""
