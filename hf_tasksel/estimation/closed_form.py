@@ -11,6 +11,7 @@ from ..gradients.store import GradientStore
 from .statistics import loss_statistics
 from .surrogate import Surrogate, check_condition, chunks, mean_eigenvalue, weighted_sum
 
+CACHE_BYTES = 1 << 23  # matrices that are solved together stay in the processor's cache
 
 class ClosedForm(Surrogate):
     """Base of the surrogates that are functions of a subset's mean loss gradient b_S and empirical Fisher matrix F_S.
@@ -33,17 +34,24 @@ class ClosedForm(Surrogate):
         return torch.cat(parts)
 
     def _chunk(self, weights: Tensor) -> Tensor:
+        gram, gradient, damping = weighted_sum(weights, self.statistics.gram), *self._sums(weights)
+        size = max(1, CACHE_BYTES // (8 * gram.shape[-1] ** 2))
+        parts = zip(gram.split(size), gradient.split(size), damping.split(size), strict=True)
+        return torch.cat([self.solve(*part) for part in parts])
+
+    def _sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return N_S b_S (m, d) and N_S λ_S (m,): multiplied by N_S, as F_S is, the problem has the same solution."""
         damping = self.damping / self.relative_steps(weights, self.statistics.samples)
-        return self.solve(self._fisher(weights), self._gradient(weights), damping)
+        return weights @ self.statistics.gradient, damping * (weights @ self.statistics.weight)
 
     def _gradient(self, weights: Tensor) -> Tensor:
         return (weights @ self.statistics.gradient) / (weights @ self.statistics.weight)[:, None]
 
-    def _fisher(self, weights: Tensor) -> Tensor:
-        return weighted_sum(weights, self.statistics.gram) / (weights @ self.statistics.weight)[:, None, None]
-
     def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
-        """Return w of shape (m, d) for F (m, d, d), b (m, d) and λ (m,); `fisher` may be changed."""
+        """Return w of shape (m, d) for F (m, d, d), b (m, d) and λ (m,), all three in any common unit.
+
+        `fisher` may be changed.
+        """
         raise NotImplementedError
 
 
@@ -69,9 +77,10 @@ class EmpiricalFisherRidge(ClosedForm):
         """
         s, found = self.statistics, []
         for chunk in chunks(weights, s.gram.shape[-1]):
-            values, vectors = torch.linalg.eigh(self._fisher(chunk))
-            along = (vectors.mT @ self._gradient(chunk)[..., None])[..., 0] * (vectors.mT @ slope)
-            unit = self.damping / self.regularization / self.relative_steps(chunk, s.samples)
+            gradient, damping = self._sums(chunk)
+            values, vectors = torch.linalg.eigh(weighted_sum(chunk, s.gram))
+            along = (vectors.mT @ gradient[..., None])[..., 0] * (vectors.mT @ slope)
+            unit = damping / self.regularization
             found.append(
                 torch.stack([-(along / (values.clamp(min=0) + r * unit[:, None])).sum(1) for r in regularizations])
             )
