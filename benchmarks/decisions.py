@@ -10,11 +10,8 @@ rows that no choice saw. Written to benchmarks/results/decisions_<study>.json.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-import tempfile
-import time
 from typing import Any
 
 import numpy as np
@@ -23,16 +20,14 @@ from fidelity import RESULTS, ROOT, STUDIES, make_run
 from matplotlib.figure import Figure
 from transformers import DataCollatorForSeq2Seq
 
-from hf_tasksel import MixtureResult, SubsetEstimator, forward_selection, optimize_mixture, pipeline
-from hf_tasksel.evaluation import mean_loss
-from hf_tasksel.fine_tuning import fine_tune
-from hf_tasksel.models import load_adapter, load_base, lora_config
+from hf_tasksel import SubsetEstimator, forward_selection, optimize_mixture, pipeline
+from hf_tasksel.models import load_base
 from hf_tasksel.plots import BLUE, GREY, ORANGE, save, tidy
 from hf_tasksel.run_context import Run
 from hf_tasksel.run_record import versions
 from hf_tasksel.selection.baselines import BASELINES, BaselineData
 from hf_tasksel.selection.representations import mean_pooled_representations
-from hf_tasksel.true_runs import true_runs
+from hf_tasksel.true_runs import TrueRun, true_runs
 from hf_tasksel.truth import calibrate_with
 
 SEEDS = (1, 2, 3)
@@ -53,20 +48,16 @@ def main() -> int:
     estimator = pipeline.fit_estimator(run)
     subsets = choices(run, estimator, truth)
     mixture = optimize_mixture(estimator)
-    runs = true_runs(run, list(subsets.values()), SEEDS, processes=options.processes)
+    *runs, of_mixture = true_runs(run, [*subsets.values(), mixture], SEEDS, processes=options.processes)
     rows: dict[str, Any] = {
-        name: {
-            "tasks": chosen,
-            "estimate": float(estimator.predict([chosen])[0]),
-            "dev_losses": [r.dev_loss for r in same],
-            "test_losses": [r.test_loss for r in same],
-        }
+        name: {"tasks": chosen, "estimate": float(estimator.predict([chosen])[0]), **losses(same)}
         for (name, chosen), same in zip(subsets.items(), runs, strict=True)
     }
     rows["mixture"] = {
         "shares_of_samples": {task: round(share, 4) for task, share in mixture.sample_shares.items() if share > 5e-5},
+        "samples": mixture.num_samples,
         "estimate": mixture.estimate,
-        **measure_mixture(run, mixture),
+        **losses(of_mixture),
     }
     result = {
         "command": f"python benchmarks/decisions.py {options.study}",
@@ -125,20 +116,9 @@ def texts(run: Run, rows: Dataset) -> list[str]:
     return [str(run.tokenizer.decode(ids, skip_special_tokens=True)) for ids in rows["input_ids"]]
 
 
-def measure_mixture(run: Run, mixture: MixtureResult) -> dict[str, Any]:
-    """Fine-tune the base on rows drawn by the mixture, with each seed."""
-    losses: dict[str, list[float]] = {"dev_losses": [], "test_losses": []}
-    started = time.perf_counter()
-    for seed in SEEDS:
-        with tempfile.TemporaryDirectory() as folder:
-            args = dataclasses.replace(run.final_args, output_dir=folder, seed=seed, data_seed=seed, disable_tqdm=True)
-            lora = lora_config(run.config, run.is_encoder_decoder)
-            train, tokenizer = run.tokenized["train"], run.tokenizer
-            fine_tune(load_base(run.config), train, mixture, args, peft_config=lora, processing_class=tokenizer)
-            model = load_adapter(load_base(run.config), folder)
-        for split in ("dev", "test"):
-            losses[f"{split}_losses"].append(mean_loss(model, run.tokenizer, run.tokenized[split]))
-    return {**losses, "seconds": round(time.perf_counter() - started, 1)}
+def losses(runs: list[TrueRun]) -> dict[str, list[float]]:
+    """Return the measured losses of one choice's fine-tunes, by seed."""
+    return {"dev_losses": [r.dev_loss for r in runs], "test_losses": [r.test_loss for r in runs]}
 
 
 def draw(result: dict[str, Any]) -> None:

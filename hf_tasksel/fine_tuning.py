@@ -94,7 +94,7 @@ def fine_tune(
     everything = combine_tasks(tasks)
     rows = union_rows(everything, chosen)
     if isinstance(selection, MixtureResult):
-        rows = mixture_rows(everything, selection.sample_shares, args.seed)
+        rows = mixture_rows(everything, selection, args.seed)
     if "input_ids" not in rows.column_names:
         rows = tokenize_rows(rows, tokenizer, getattr(args, "max_length", None), is_encoder_decoder)
     rows = rows.select_columns(["input_ids", "labels"])
@@ -125,23 +125,18 @@ def chosen_tasks(selection: SelectionResult | MixtureResult | Sequence[str]) -> 
     return list(selection.selected if isinstance(selection, SelectionResult) else selection)
 
 
-def mixture_rows(rows: Dataset, shares: Mapping[str, float], seed: int) -> Dataset:
-    """Return as many rows as there are, the tasks in the given shares.
+def mixture_rows(rows: Dataset, mixture: MixtureResult, seed: int) -> Dataset:
+    """Return `mixture.num_samples` rows, the tasks in the mixture's shares.
 
     A task that needs more rows than it has repeats all of them as often as they fit, and a random part once more.
-
-    Args:
-        rows: rows of several tasks.
-        shares: task -> share of the rows, summing to one.
-        seed: seeds the random parts.
     """
     rng = np.random.default_rng(seed)
     task, names = np.asarray(rows["task"]), rows.features["task"]
     positions = []
-    for name, share in shares.items():
+    for name, share in mixture.sample_shares.items():
         mine = np.flatnonzero(task == names.str2int(name)) if share > 0 else np.empty(0, dtype=int)
         if len(mine):
-            whole, part = divmod(round(share * len(rows)), len(mine))
+            whole, part = divmod(round(share * mixture.num_samples), len(mine))
             positions += [mine] * whole + [rng.choice(mine, part, replace=False)]
     return rows.select(np.sort(np.concatenate(positions)))
 

@@ -97,10 +97,11 @@ def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path, config: 
 def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], list[list[float]]]:
     """Return the subsets that were really fine-tuned with a run's settings, and for each its dev losses by seed.
 
-    Fine-tunes of other settings in the same folder are left alone, and it is said when there are no others.
+    Fine-tunes on mixtures, or with other settings, are left alone, and it is said when there are no others.
     """
     settings = value_fingerprint(config.true_run_settings)
     runs = [read_json(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
+    runs = [run for run in runs if run.get("sample_shares") is None]
     mine = [run for run in runs if run.get("settings") == settings]
     if runs and not mine:
         warnings.warn(

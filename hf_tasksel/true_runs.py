@@ -23,12 +23,16 @@ from .config import RunConfig
 from .errors import ConfigError, TaskSelectionError
 from .evaluation import answer_accuracy, mean_loss
 from .files import read_json, write_json
-from .fine_tuning import fine_tune
+from .fine_tuning import chosen_tasks, fine_tune
 from .fingerprints import value_fingerprint
 from .models import load_adapter, load_base, lora_config
 from .progress import progress_bar
 from .run_context import Run
+from .selection.mixture import MixtureResult
 from .truth import TRUTH_FOLDER
+
+Choice = list[str] | MixtureResult  # what a fine-tune trains on
+Job = tuple[Choice, int, bool]  # that, the seed, and whether answers are generated too
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class TrueRun:
 
     Attributes:
         tasks: what it was trained on, in the order of the task list.
+        sample_shares: of a mixture's tasks; None for a subset.
         seed: of adapter initialisation and sample order.
         dev_loss, test_loss: measured target losses, nats per token.
         answer_accuracy: share of right final answers on test, where that was asked for.
@@ -53,6 +58,7 @@ class TrueRun:
     train_samples: int
     steps: int
     seconds: float
+    sample_shares: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -61,7 +67,7 @@ class TrueRun:
 
 def true_runs(
     run: Run,
-    subsets: Sequence[Sequence[str]],
+    subsets: Sequence[Sequence[str] | MixtureResult],
     seeds: Sequence[int] = (0,),
     *,
     processes: int | None = None,
@@ -71,7 +77,7 @@ def true_runs(
 
     Args:
         run: the run whose data and settings are used.
-        subsets: lists of task names.
+        subsets: lists of task names, or mixtures.
         seeds: seeds of each subset's fine-tunes.
         processes: fine-tunes at the same time; one per accelerator, or two on a CPU with more than one core, if None.
         accuracy: also generate answers on the test rows.
@@ -85,8 +91,8 @@ def true_runs(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("true fine-tunes start their own processes: call this without a launcher")
-    ordered = [ordered_tasks(run, subset) for subset in subsets]
-    jobs = [(tasks, seed, accuracy) for tasks in ordered for seed in seeds]
+    ordered: list[Choice] = [s if isinstance(s, MixtureResult) else ordered_tasks(run, s) for s in subsets]
+    jobs: list[Job] = [(tasks, seed, accuracy) for tasks in ordered for seed in seeds]
     missing = [job for job in {truth_path(run, *job): job for job in jobs}.values() if not is_done(run, job)]
     count = min(len(missing), default_processes() if processes is None else processes)
     if missing:
@@ -122,20 +128,22 @@ def ordered_tasks(run: Run, subset: Iterable[str]) -> list[str]:
     return [name for name in known if name in wanted]
 
 
-def truth_path(run: Run, tasks: Sequence[str], seed: int, accuracy: bool) -> Path:
+def truth_path(run: Run, tasks: Choice, seed: int, accuracy: bool) -> Path:
     """Return the file of one fine-tune: its name depends on everything that its result depends on."""
     settings = {k: v for k, v in run.settings("final").items() if k != "seed"}
     training = {k: v for k, v in settings.pop("fine_tuning").items() if k != "compare_with"}
-    key = {**settings, "fine_tuning": training, "tasks": list(tasks), "run_seed": seed, "accuracy": accuracy}
+    key = {**settings, "fine_tuning": training, "tasks": chosen_tasks(tasks), "run_seed": seed, "accuracy": accuracy}
+    if isinstance(tasks, MixtureResult):
+        key |= {"sample_shares": tasks.sample_shares, "num_samples": tasks.num_samples}
     return run.output_dir / TRUTH_FOLDER / f"{value_fingerprint(key)}.json"
 
 
-def is_done(run: Run, job: tuple[list[str], int, bool]) -> bool:
+def is_done(run: Run, job: Job) -> bool:
     """Say whether a fine-tune's result is on disk."""
     return truth_path(run, *job).is_file()
 
 
-def finished_jobs(run: Run, jobs: list[tuple[list[str], int, bool]], processes: int) -> Iterator[None]:
+def finished_jobs(run: Run, jobs: list[Job], processes: int) -> Iterator[None]:
     """Work through jobs, in this process or in several, and yield after each."""
     if processes <= 1:
         for job in jobs:
@@ -172,12 +180,12 @@ def start_worker(config: dict[str, Any], numbers: Any, threads: int) -> None:
     WORKER["run"] = Run(RunConfig.from_dict(config), say=lambda message: None, record=False)
 
 
-def worker_job(tasks: list[str], seed: int, accuracy: bool) -> None:
+def worker_job(tasks: Choice, seed: int, accuracy: bool) -> None:
     """Do one job in a worker process."""
     train_and_measure(WORKER["run"], tasks, seed, accuracy)
 
 
-def train_and_measure(run: Run, tasks: list[str], seed: int, accuracy: bool) -> None:
+def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool) -> None:
     """Fine-tune, measure, and leave the result as JSON.
 
     Raises:
@@ -197,7 +205,9 @@ def train_and_measure(run: Run, tasks: list[str], seed: int, accuracy: bool) -> 
                 processing_class=run.tokenizer,
             )
         except (RuntimeError, ValueError) as error:
-            raise TaskSelectionError(f"the fine-tune on {tasks} with seed {seed} failed: {error}") from error
+            raise TaskSelectionError(
+                f"the fine-tune on {chosen_tasks(tasks)} with seed {seed} failed: {error}"
+            ) from error
         seconds = time.perf_counter() - started
         model = load_adapter(load_base(run.config), folder).to(run.final_args.device)
     size = run.final_args.per_device_eval_batch_size
@@ -207,12 +217,13 @@ def train_and_measure(run: Run, tasks: list[str], seed: int, accuracy: bool) -> 
     options = {"max_new_tokens": 128, "batch_size": 32, **run.config.generation}
     share = answer_accuracy(model, run.tokenizer, run.splits.test, **options) if accuracy else None
     result = TrueRun(
-        tasks=tasks,
+        tasks=chosen_tasks(tasks),
         seed=seed,
         **losses,
         answer_accuracy=share,
         train_samples=tuned.train_samples,
         steps=tuned.steps,
         seconds=round(seconds, 3),
+        sample_shares=tasks.sample_shares if isinstance(tasks, MixtureResult) else None,
     )
     write_json(path, {**result.to_dict(), "settings": value_fingerprint(run.config.true_run_settings)})

@@ -38,10 +38,15 @@ def test_the_union_holds_the_rows_of_the_chosen_tasks_in_order(text_tasks):
         union_rows(combine_tasks(text_tasks), [])
 
 
+def mixture_of(num_samples: int, **shares: float) -> MixtureResult:
+    return MixtureResult("goal", shares, shares, num_samples, 1.0, 1.1, 1.05, ["next"])
+
+
 def test_a_mixture_repeats_and_leaves_out_rows_by_its_shares(text_tasks):
     rows = combine_tasks(text_tasks)
-    found = mixture_rows(rows, {"next": 0.75, "same": 0.25, "skip": 0.0}, seed=0)
-    assert len(found) == len(rows) == 36
+    mixture = mixture_of(36, next=0.75, same=0.25, skip=0.0)
+    found = mixture_rows(rows, mixture, seed=0)
+    assert len(found) == 36
     counts = Counter(found["task"])
     names = rows.features["task"]
     assert counts == {names.str2int("next"): 27, names.str2int("same"): 9}
@@ -50,14 +55,14 @@ def test_a_mixture_repeats_and_leaves_out_rows_by_its_shares(text_tasks):
         times[i] for i, task in zip(rows["sample_idx"], rows["task"], strict=True) if task == names.str2int("next")
     ]
     assert sorted(set(repeats)) == [2, 3]  # 12 rows twice, and 3 of them once more
-    assert mixture_rows(rows, {"next": 0.75, "same": 0.25}, seed=0)["sample_idx"][:] == found["sample_idx"][:]
+    assert mixture_rows(rows, mixture, seed=0)["sample_idx"][:] == found["sample_idx"][:]
+    assert len(mixture_rows(rows, mixture_of(12, next=0.75, same=0.25), seed=0)) == 12
 
 
 def test_a_fine_tune_on_a_mixture_keeps_its_weights(args, text_tasks, base_folder):
-    shares = {"next": 0.75, "skip": 0.0, "same": 0.25}
-    mixture = MixtureResult("goal", shares, shares, 1.0, 1.1, 1.05, ["next"])
+    mixture = mixture_of(24, next=0.75, skip=0.0, same=0.25)
     tuned = fine_tune(str(base_folder), text_tasks, mixture, args)
-    assert tuned.tasks == ["next", "same"]
+    assert (tuned.tasks, tuned.train_samples) == (["next", "same"], 24)
     assert MixtureResult.load(tuned.output_dir) == mixture
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 from conftest import small_run
 from estimation.synthetic import random_columns
 from estimation.synthetic import random_subsets as random_weights
-from hf_tasksel import GradientStore, SubsetEstimator, cli, true_runs
+from hf_tasksel import GradientStore, SubsetEstimator, cli, optimize_mixture, true_runs
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError
 from hf_tasksel.pipeline import fit_estimator, select
@@ -101,6 +102,18 @@ def test_a_true_run_is_a_fine_tune_of_the_base_with_its_seed(verified):
     assert second.dev_loss == first["dev_loss"] == result.true_losses[0][0]
     assert second.steps == 6
     assert result.true_losses[0][0] != result.true_losses[0][1]
+
+
+def test_a_mixture_is_really_fine_tuned_and_calibrates_nothing(verified):
+    run, _, _ = verified
+    before = true_losses(run.output_dir, run.config)
+    mixture = optimize_mixture(fit_estimator(run), restarts=2, max_iter=5)
+    more = dataclasses.replace(mixture, num_samples=2 * mixture.num_samples)
+    (one,), (two,) = true_runs.true_runs(run, [mixture, more], [1], processes=1)
+    assert (one.train_samples, two.train_samples) == (mixture.num_samples, more.num_samples)
+    assert one.sample_shares == mixture.sample_shares
+    assert one.tasks == [task for task, share in mixture.sample_shares.items() if share > 0]
+    assert true_losses(run.output_dir, run.config) == before
 
 
 def test_estimates_are_calibrated_from_then_on(verified, capsys):

@@ -13,6 +13,7 @@ from .surrogate import Surrogate, check_condition, chunks, mean_eigenvalue, weig
 
 CACHE_BYTES = 1 << 23  # matrices that are solved together stay in the processor's cache
 
+
 class ClosedForm(Surrogate):
     """Base of the surrogates that are functions of a subset's mean loss gradient b_S and empirical Fisher matrix F_S.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ from .surrogate import CHUNK_BYTES, Surrogate, mean_eigenvalue, weighted_sum
 
 MAX_ITERATIONS = 200
 LINE_STEPS = 4
+ROWS_PER_BLOCK = 8192
 
 
 class OffsetLogistic(Surrogate):
@@ -34,7 +36,8 @@ class OffsetLogistic(Surrogate):
         offsets = self._offsets(store)
         slope = 1 / (1 + np.exp(np.clip(offsets, -700, 700)))
         self.hessians = task_statistics(store, "log_odds", slope * (1 - slope), seed).to(self.device)
-        self.gradients = torch.from_numpy(store.gradients("log_odds", seed)[train].astype(np.float64)).to(self.device)
+        dtype = store.layout.dtype  # as they are stored: in float64 a million rows would not fit into memory
+        self.gradients = torch.from_numpy(store.gradients_at(train, "log_odds", seed, dtype)).to(self.device)
         self.offsets = torch.from_numpy(offsets[train]).to(self.device)
         self.tasks = torch.from_numpy(codes[train]).to(self.device)
         total = self.hessians.samples.sum()
@@ -89,18 +92,20 @@ def conjugate_gradients(
     """Minimise Σ_i share_i softplus(−(f_i + g_iᵀ w)) + λ ‖w‖² for many problems that share their samples.
 
     Args:
-        g: (N, d) gradients. offsets: (m, N) f. share: (m, N) weights of samples, 0 outside a subset. ridge: (m,) λ.
+        g: (N, d) gradients, of any precision. offsets: (m, N) f.
+        share: (m, N) weights of samples, 0 outside a subset. ridge: (m,) λ.
         precondition: maps (m, d) residuals to directions.
         tolerance: stop when every gradient, in the preconditioner's norm, is this small beside the first one.
 
     Returns:
-        (m, d) minimisers (Polak–Ribière directions; Nocedal & Wright, section 5.2).
+        (m, d) minimisers in float64 (Polak–Ribière directions; Nocedal & Wright, section 5.2). It warns when some
+        have not been reached.
     """
-    w = torch.zeros(len(share), g.shape[1], dtype=g.dtype, device=g.device)
+    w = torch.zeros(len(share), g.shape[1], dtype=share.dtype, device=g.device)
     margin = offsets.clone()
 
     def residual() -> Tensor:
-        return (share * torch.sigmoid(-margin)) @ g - 2 * ridge[:, None] * w
+        return sum_of_rows(share * torch.sigmoid(-margin), g) - 2 * ridge[:, None] * w
 
     r = residual()
     z = precondition(r)
@@ -109,17 +114,34 @@ def conjugate_gradients(
     for _ in range(MAX_ITERATIONS):
         if bool((energy <= goal).all()):
             break
-        change = p @ g.T
+        change = products_with_rows(p, g)
         step = line_search(margin, change, share, ridge, w, p)
         w = w + step[:, None] * p
         margin = margin.addcmul(step[:, None], change)
         new = residual()
         new_z = precondition(new)
-        beta = ((new_z * (new - r)).sum(1) / energy.clamp(min=torch.finfo(g.dtype).tiny)).clamp(min=0)
+        beta = ((new_z * (new - r)).sum(1) / energy.clamp(min=torch.finfo(w.dtype).tiny)).clamp(min=0)
         r, z, energy = new, new_z, (new * new_z).sum(1)
         p = z + beta[:, None] * p
         p = torch.where(((p * r).sum(1) > 0)[:, None], p, z)
+    if missed := int((energy > goal).sum()):
+        warnings.warn(
+            f"{missed} of {len(w)} logistic regressions did not converge in {MAX_ITERATIONS} steps: "
+            "a larger estimator.regularization makes them easier",
+            stacklevel=2,
+        )
     return w
+
+
+def products_with_rows(p: Tensor, g: Tensor) -> Tensor:
+    """Return p @ g.T, (m, d) times (N, d), in p's precision without a copy of all of g in it."""
+    return torch.cat([p @ block.to(p.dtype).T for block in g.split(ROWS_PER_BLOCK)], dim=1)
+
+
+def sum_of_rows(x: Tensor, g: Tensor) -> Tensor:
+    """Return x @ g, (m, N) times (N, d), in x's precision without a copy of all of g in it."""
+    parts = zip(x.split(ROWS_PER_BLOCK, dim=1), g.split(ROWS_PER_BLOCK), strict=True)
+    return torch.stack([part @ block.to(x.dtype) for part, block in parts]).sum(0)
 
 
 def line_search(margin: Tensor, change: Tensor, share: Tensor, ridge: Tensor, w: Tensor, p: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class MixtureResult:
         target: the task whose loss was to be lowered.
         weights: task -> share of the training (answer) tokens; they sum to one.
         sample_shares: the same mixture as task -> share of the training samples: draw tasks with these probabilities.
+        num_samples: how many samples the estimate is about: as many as the best subset has.
         estimate: estimated target loss after fine-tuning on the mixture, nats per token.
         estimate_all: the same for all tasks as they are.
         estimate_best_subset: the same for `best_subset`.
@@ -38,6 +39,7 @@ class MixtureResult:
     target: str
     weights: dict[str, float]
     sample_shares: dict[str, float]
+    num_samples: int
     estimate: float
     estimate_all: float
     estimate_best_subset: float
@@ -93,12 +95,13 @@ class MixtureResult:
 def optimize_mixture(
     estimator: SubsetEstimator, *, restarts: int = 5, max_iter: int = 100, seed: int = 0
 ) -> MixtureResult:
-    """Find the shares of training samples that minimise the estimate.
+    """Find the shares of training samples that minimise the estimate, with as many samples as the best subset has.
 
-    A share q_t of the samples is the task weight q_t · (samples of all tasks) ÷ (samples of task t) of `predict`,
-    where 1 stands for all samples of the task once: a mixture has as many samples as all tasks have, and `fine_tune`
-    draws so many. For a fixed number of steps only the ratios of the weights matter, and the mixture is never worse
-    than the best subset.
+    A share q_t of N samples is the task weight q_t · N ÷ (samples of task t) of `predict`, where 1 stands for all
+    samples of the task once. N is that of the subset that forward selection chooses, so that the two are compared at
+    equal budget and the mixture's estimate is never worse; `fine_tune` draws so many. With more, small tasks would be
+    repeated often, and the fine-tune learn them by heart, which no estimate foresees (docs/decisions.md). For a
+    fixed number of steps N does not matter.
 
     Args:
         estimator: a fitted estimator of n tasks.
@@ -112,9 +115,9 @@ def optimize_mixture(
     if restarts < 1:
         raise ConfigError(f"restarts must be at least 1, not {restarts}")
     samples = np.asarray(estimator.task_samples_, dtype=float)
-    per_share, even = samples.sum() / samples, np.ones(len(samples))
-    subset = forward_selection(estimator)
+    subset, even = forward_selection(estimator), np.ones(len(samples))
     chosen = np.isin(estimator.task_names_, subset.selected) * samples
+    per_share = chosen.sum() / samples
     draws = np.random.default_rng(seed).dirichlet(even, size=max(0, restarts - 3))
     starts = [chosen / chosen.sum(), samples / samples.sum(), even / len(even), *draws]
     shares, path = minimize_on_simplex(
@@ -125,6 +128,7 @@ def optimize_mixture(
         target=estimator.target_,
         weights=dict(zip(estimator.task_names_, (tokens / tokens.sum()).tolist(), strict=True)),
         sample_shares=dict(zip(estimator.task_names_, shares.tolist(), strict=True)),
+        num_samples=int(chosen.sum()),
         estimate=path[-1],
         estimate_all=subset.estimate_all,
         estimate_best_subset=subset.estimate,

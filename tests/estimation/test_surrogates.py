@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from estimation.synthetic import random_columns, random_store, random_subsets
 from hf_tasksel.errors import ConfigError
+from hf_tasksel.estimation import logistic
 from hf_tasksel.estimation.estimator import SubsetEstimator
 from hf_tasksel.estimation.exact import isometric_store
 from hf_tasksel.estimation.surrogate import weighted_sum
@@ -80,6 +81,22 @@ def test_gradient_flow_is_the_limit_of_many_small_steps(store):
         w -= time / steps * (b + fisher @ w)
     found = SubsetEstimator("gradient_flow", 0.2).fit(store, "goal").predict([["t0", "t2"]])[0]
     assert found == pytest.approx(loss + slope @ w, rel=1e-3)
+
+
+def test_logistic_regressions_that_do_not_converge_say_so(store, monkeypatch):
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 1)
+    estimator = SubsetEstimator("offset_logistic", 1e-3).fit(store, "goal")
+    with pytest.warns(UserWarning, match="3 of 3 logistic regressions did not converge in 1 steps"):
+        estimator.predict(random_subsets(len(store.task_names), 3))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10**6])
+def test_logistic_solutions_do_not_depend_on_the_blocks_that_rows_are_read_in(store, rows, monkeypatch):
+    subsets = random_subsets(len(store.task_names), 4)
+    estimator = SubsetEstimator("offset_logistic").fit(store, "goal")
+    expected = estimator.predict(subsets)
+    monkeypatch.setattr(logistic, "ROWS_PER_BLOCK", rows)
+    np.testing.assert_allclose(estimator.predict(subsets), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["offset_logistic", "plain_logistic"])

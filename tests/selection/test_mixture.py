@@ -116,7 +116,8 @@ def test_a_mixture_needs_a_start(additive):
         optimize_mixture(additive, restarts=0)
 
 
-def test_the_estimate_of_a_mixture_is_that_of_its_task_weights(tmp_path):
+@pytest.mark.parametrize("budget", ["steps", "epochs"])
+def test_the_estimate_of_a_mixture_is_that_of_its_task_weights(budget, tmp_path):
     rng = np.random.default_rng(0)
     count = 120
     means = np.concatenate([np.tile(np.eye(4, 6), (25, 1)), np.full((20, 6), 0.5)])  # each task helps in another way
@@ -129,11 +130,16 @@ def test_the_estimate_of_a_mixture_is_that_of_its_task_weights(tmp_path):
         num_tokens=rng.integers(1, 9, size=count),
         loss_gradient=(0.2 * rng.normal(size=(count, 6)) + means * [1, 0.7, 0.5, 0.3, 1, 1]).astype(np.float32),
     )
-    estimator = SubsetEstimator().fit(store, "goal")
+    estimator = SubsetEstimator(budget=budget).fit(store, "goal")
     found = optimize_mixture(estimator)
-    weights = np.asarray([list(found.weights.values())]) / estimator.task_tokens_
+    in_subset = np.isin(estimator.task_names_, found.best_subset)
+    assert found.num_samples == estimator.task_samples_[in_subset].sum()
+    weights = np.asarray([list(found.sample_shares.values())]) * found.num_samples / estimator.task_samples_
     assert found.estimate == pytest.approx(estimator.predict(weights)[0], abs=1e-9)
+    by_tokens = np.asarray([list(found.weights.values())]) / estimator.task_tokens_
+    np.testing.assert_allclose(by_tokens / by_tokens.sum(), weights / weights.sum())
     assert found.estimate < found.estimate_best_subset - 1e-4
+    assert estimator.predict([found.best_subset])[0] == pytest.approx(found.estimate_best_subset)
 
 
 def test_a_mixture_comes_back_from_json(function_estimator, tmp_path):
@@ -153,7 +159,7 @@ def test_trl_mixes_datasets_in_the_shares_of_samples(tmp_path):
         rows = [json.dumps({"text": name}) for _ in range(60)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
         datasets[name] = {"path": "json", "data_files": str(tmp_path / f"{name}.jsonl")}
-    found = MixtureResult("goal", {"a": 0.5, "b": 0.5, "c": 0.0}, {"a": 0.75, "b": 0.25, "c": 0.0}, 1, 1, 1, ["a"])
+    found = MixtureResult("goal", {"a": 0.5, "b": 0.5, "c": 0.0}, {"a": 0.75, "b": 0.25, "c": 0.0}, 80, 1, 1, 1, ["a"])
     text = found.to_dataset_mixture(datasets)
     config = DatasetMixtureConfig(**yaml.safe_load(text))
     assert [(entry.data_files, entry.fraction) for entry in config.datasets] == [
