@@ -107,8 +107,10 @@ def fine_tune(
     trainer.train()
     seconds = time.perf_counter() - started
     output_dir = Path(args.output_dir)
-    trainer.model.save_pretrained(str(output_dir), is_main_process=trainer.is_world_process_zero())
+    # gathered on every rank where parameters are sharded; save_model would add a pickle of the arguments
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(str(output_dir), state_dict=weights)
         tokenizer.save_pretrained(str(output_dir))
         if isinstance(selection, SelectionResult | MixtureResult):
             selection.save(output_dir)

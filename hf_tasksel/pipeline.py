@@ -38,6 +38,7 @@ from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 from .truth import calibrate_with
 
 EVALUATION_FILE = "evaluation.json"
+RESUME_FILE = "resume.json"
 
 
 def meta_train(run: Run) -> None:
@@ -61,7 +62,7 @@ def meta_train(run: Run) -> None:
             processing_class=run.tokenizer,
         )
         show_progress(trainer, "meta training")
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder, settings))
+        trainer.train(resume_from_checkpoint=last_checkpoint(run, folder, settings))
         metrics = trainer.evaluate()
         trainer.save_model()
         extra["dev_loss"] = metrics[f"eval_{run.splits.target}_loss"]
@@ -70,16 +71,29 @@ def meta_train(run: Run) -> None:
             write_json(folder / "meta.json", {"checkpoints": kept, "log": trainer.state.log_history})
 
 
-def last_checkpoint(folder: Path, settings: dict[str, Any]) -> str | None:
-    """Return the last whole checkpoint of an interrupted training with the same settings; start afresh otherwise."""
-    marker, wanted = folder / "settings.json", value_fingerprint(settings)
+def last_checkpoint(run: Run, folder: Path, settings: dict[str, Any]) -> str | None:
+    """Return the last whole checkpoint of an interrupted training with the same settings; None to start afresh.
+
+    The number of ranks may differ as long as all of them together train on batches of the same size.
+    """
+    args = run.meta_args
+    split = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    meta = {key: value for key, value in settings["meta"].items() if key not in split}
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    marker, wanted = folder / RESUME_FILE, value_fingerprint({**settings, "meta": meta, "batch": batch})
+    whole = {int(p.parent.name.rsplit("-", 1)[1]): p.parent for p in folder.glob("checkpoint-*/trainer_state.json")}
     same = marker.is_file() and read_json(marker) == wanted
-    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")] if same else []
     barrier()
     if distributed_rank()[0] == 0:
         write_json(marker, wanted)
     barrier()
-    return str(max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if whole else None
+    if not whole:
+        return None
+    if not same:
+        run.say(f"meta training starts afresh: the checkpoints in {folder} are of other settings or batch sizes")
+        return None
+    run.say(f"meta training goes on from step {max(whole)}")
+    return str(whole[max(whole)])
 
 
 def collect(run: Run) -> None:
