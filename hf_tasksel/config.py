@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -183,6 +184,19 @@ class HubConfig:
     create_pr: bool = False
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML as `yaml.safe_load` does, but a key that occurs twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build one mapping."""
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := next((key for key, count in counts.items() if count > 1), None):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} occurs twice in one mapping", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 @dataclass
 class RunConfig:
     """Everything one run needs; see `docs/configuration.md` for a commented example.
@@ -241,7 +255,7 @@ class RunConfig:
             ConfigError: when the file is missing, is not YAML, or holds anything `from_dict` refuses.
         """
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
         except FileNotFoundError:
             raise ConfigError(f"there is no configuration file {str(path)!r}") from None
         except yaml.YAMLError as error:

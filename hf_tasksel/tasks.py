@@ -99,6 +99,8 @@ def combine_tasks(
     Raises:
         DataError: for an empty task, a task of unknown name, or tasks whose columns differ.
     """
+    if isinstance(tasks, Dataset) and not len(tasks):
+        raise DataError("a dataset without rows was given: leave it out, or give it rows")
     combined = label_tasks(tasks, names) if isinstance(tasks, Dataset) else join_tasks(tasks, names)
     if "sample_idx" in combined.column_names:
         return combined
@@ -153,11 +155,12 @@ def load_tasks(config: RunConfig) -> TaskSplits:
             training rows that are also target dev or test rows (unless `target.leakage` is `drop`).
     """
     report = DataReport()
-    tasks = {
-        name: drop_empty(rows, name, report)
-        for entry_name, entry in task_entries(config.tasks).items()
-        for name, rows in load_entry(entry_name, entry, config.seed).items()
-    }
+    tasks: dict[str, Dataset] = {}
+    for entry_name, entry in task_entries(config.tasks).items():
+        for name, rows in load_entry(entry_name, entry, config.seed).items():
+            if name in tasks:
+                raise ConfigError(f"two tasks are called {name!r}, one of them from tasks.{entry_name}: rename one")
+            tasks[name] = drop_empty(rows, name, report)
     dev, test = split_target(tasks, config.target, config.seed, report)
     find_leakage(tasks, dev, test, config.target, report)
     report.rows = {name: len(rows) for name, rows in tasks.items()}
@@ -179,7 +182,14 @@ def task_entries(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
         options.pop("exclude", []),
         options.pop("include", None),
     )
-    entries = {file_task_name(f): {"dataset": f, **options} for f in expand_files(str(pattern))}
+    entries: dict[str, dict[str, Any]] = {}
+    for file in expand_files(str(pattern)):
+        name = file_task_name(file)
+        if name in entries:
+            raise ConfigError(
+                f"tasks.from finds two files for a task {name!r}: {entries[name]['dataset']} and {file}; rename one"
+            )
+        entries[name] = {"dataset": file, **options}
     for name in [*exclude, *(include or [])]:
         if name not in entries:
             raise ConfigError(

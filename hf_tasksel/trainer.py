@@ -32,6 +32,7 @@ from .gradients.objective import shifts_labels
 from .gradients.preconditioning import save_second_moments
 from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
+from .row_checks import check_answers, check_packing, check_streams
 from .sampling import MultitaskSampler
 from .task_losses import ExactLoss, RunningTaskLosses, last_output, sample_losses
 from .tasks import combine_tasks
@@ -116,6 +117,9 @@ class TaskSelectionMixin(TrainerBase):
         self._side: dict[str, torch.Tensor] = {}
         self._tokenizes_itself = hasattr(self, "_prepare_dataset")  # SFTTrainer
         text_rows = has_text_rows(train_dataset) or has_text_rows(eval_dataset)
+        check_streams(train_dataset, getattr(args, "sampler", "proportional"))
+        if isinstance(args, TaskSelectionMixinConfig):
+            check_packing(args)
         train_dataset = self._prepare_rows(train_dataset, processing_class)
         if isinstance(train_dataset, Dataset):
             self._task_names = list(train_dataset.features["task"].names)
@@ -124,6 +128,8 @@ class TaskSelectionMixin(TrainerBase):
         else:
             eval_dataset = self._prepare_rows(eval_dataset, processing_class, "eval")
         if data_collator is None and text_rows and not self._tokenizes_itself:
+            if processing_class.pad_token is None:
+                raise DataError("the tokenizer has no padding token: set tokenizer.pad_token, e.g. to its eos_token")
             data_collator = DataCollatorForSeq2Seq(processing_class, padding=True)
         given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
         super().__init__(
@@ -144,8 +150,12 @@ class TaskSelectionMixin(TrainerBase):
             )
         self.data_collator: Any = TaskDataCollator(self.data_collator)
         self._mend_accumulation()
-        if isinstance(self.args, TaskSelectionMixinConfig) and len(self._task_names) > 1:
-            self._running = RunningTaskLosses(self._task_names)
+        if isinstance(self.args, TaskSelectionMixinConfig):
+            evals = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+            for rows in (self.train_dataset, *evals):
+                check_answers(rows, shifts_labels(self.model))
+            if len(self._task_names) > 1:
+                self._running = RunningTaskLosses(self._task_names)
         kept = getattr(self.args, "meta_checkpoints", [])
         if kept:
             if self.args.save_total_limit is not None:
@@ -208,6 +218,11 @@ class TaskSelectionMixin(TrainerBase):
         if recorder is None or "labels" not in inputs or "sample_idx" not in side:
             return super().compute_loss(model, inputs, *args, **kwargs)
         labels = inputs["labels"]
+        if len(labels) != len(side["sample_idx"]):
+            raise DataError(
+                f"a batch of {len(side['sample_idx'])} samples has {len(labels)} rows of labels: losses per task need "
+                "one row per sample, not packed or padding-free batches"
+            )
         with last_output(model) as found:  # asking for the outputs would change what the Trainer does
             result = super().compute_loss(model, inputs, *args, **kwargs)
         losses = sample_losses(found, labels, shifts_labels(self.model))

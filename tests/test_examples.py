@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
 from conftest import word_rows, write_jsonl
 from hf_tasksel import GradientStore, SelectionResult
 
@@ -47,6 +50,39 @@ def test_sft_mixin(base_folder, tmp_path):
     ]
     lines = [s for s in example("sft_mixin.py", base_folder, *files, tmp_path / "out").splitlines() if "after" in s]
     assert [line.rpartition(" ")[2] for line in lines] == ["same", "next"]
+
+
+def test_dpo_objective(base_folder, tmp_path):
+    rows = [
+        {"task": name, "prompt": r["question"], "chosen": f" {r['answer']}", "rejected": " no" if flip else " yes"}
+        for shift, name, flip in ((1, "next", False), (2, "skip", True), (1, "goal", False))
+        for r in word_rows(name, 30, shift)
+    ]
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    said = example("dpo_objective.py", base_folder, pairs, tmp_path / "out", "goal")
+    assert "train on [" in said
+    lines = (EXAMPLES / "dpo_objective.py").read_text().splitlines()
+    assert len(lines) < 60
+    store = GradientStore(tmp_path / "out" / "gradients" / "checkpoint-2")
+    assert set(store.num_tokens) == {1}
+    assert 0.5 < store.loss[store.split == "dev"].mean() < 0.8  # log 2 where the reference is matched
+
+
+def test_heads_per_task(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(vocab_size=320, **sizes)).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    rows = [
+        {"task": name, "text": r["question"], "label": r["answer"]}
+        for shift, name in enumerate(["same", "next", "goal"])
+        for r in word_rows(name, 30, shift)
+    ]
+    data = write_jsonl(tmp_path / "d.jsonl", rows)
+    said = example("heads_per_task.py", tmp_path / "bert", data, tmp_path / "out", "goal")
+    assert "train on [" in said
+    store = GradientStore(tmp_path / "out" / "gradients" / "checkpoint-2")
+    assert store.task_names == ["next", "same", "goal"]
 
 
 def test_python_api_and_estimate_any_subset(tmp_path):

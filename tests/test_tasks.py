@@ -54,6 +54,23 @@ def test_empty_or_mismatched_tasks_are_refused_by_name():
         combine_tasks({})
 
 
+def test_two_tasks_of_one_name_are_refused(run_values, task_folder, tmp_path):
+    for folder, ending in (("a", ".jsonl"), ("b", ".train.jsonl")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"next{ending}").write_text((task_folder / "next.jsonl").read_text())
+    run_values["tasks"] = {"from": str(tmp_path / "*" / "*.jsonl")}
+    with pytest.raises(ConfigError, match="two files for a task 'next': .*a/next.jsonl and .*b/next.train.jsonl"):
+        load_tasks(RunConfig.from_dict(run_values))
+    rows = [dict(row, kind="next") for row in word_rows("other", 4, 1)]
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", rows)
+    run_values["tasks"] = {
+        "next": str(task_folder / "next.jsonl"),
+        "rest": {"dataset": str(mixed), "task_column": "kind"},
+    }
+    with pytest.raises(ConfigError, match="two tasks are called 'next', one of them from tasks.rest"):
+        load_tasks(RunConfig.from_dict(run_values))
+
+
 def test_a_folder_of_files_becomes_tasks_named_after_the_files(run_values):
     splits = load(run_values)
     assert splits.task_names == ["next", "same", "skip"]
