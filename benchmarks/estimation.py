@@ -239,6 +239,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
                 axes.plot(values, [r["fit"] for r in mine], "s--", color=GREEN, label="sums, once per store")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(GROWTH[axis], [f"{value:,}" for value in GROWTH[axis]])
+        axes.minorticks_off()
         axes.set_xlabel(axis)
         tidy(axes, "both")
     figure.axes[0].set_ylabel("seconds")

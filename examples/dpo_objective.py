@@ -1,6 +1,6 @@
 """Another objective: preference pairs (DPO), as a classifier whose cross-entropy is the DPO loss.
 
-python examples/dpo_objective.py MODEL PAIRS.jsonl OUT_DIR TARGET     # rows with `task`, `prompt`, `chosen`, `rejected`
+python examples/dpo_objective.py MODEL PAIRS.jsonl OUT_DIR TARGET  # rows with `task`, `prompt`, `chosen`, `rejected`
 
 The loss of class 1 under logits (0, m) is -log sigmoid(m), m the margin of Rafailov et al. 2023, equation 7.
 """

@@ -1,4 +1,4 @@
-"""What a trainer refuses before its first step, each in one sentence: rows that would train nothing or mix tasks up."""
+"""What a trainer refuses before its first step, each in one sentence: rows that train nothing or mix tasks up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hf-tasksel` under FSDP2 on CPUs, which Accelerate only shards on accelerators: it is told that these ranks are some.
+"""`hf-tasksel` under FSDP2 on CPUs; Accelerate shards only on accelerators, so it is told that these ranks are some.
 
     accelerate launch --config_file FSDP.yaml fsdp_worker.py WITNESS_FOLDER ARGUMENTS_OF_HF_TASKSEL...
 

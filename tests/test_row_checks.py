@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def test_padding_free_batches_are_refused(tokenized, tmp_path):
 
 @pytest.mark.parametrize("option", ["packing", "padding_free"])
 def test_packing_of_sft_is_refused_by_name(option, text_tasks, tokenizer, tmp_path):
+    @dataclass
     class Config(TaskSelectionMixinConfig, SFTConfig):
         pass
 
@@ -163,20 +165,12 @@ def test_max_steps_may_end_in_any_epoch(sampler, text_tasks, tokenizer, tmp_path
 
 def test_no_rows_to_measure_on_is_one_sentence(text_tasks, tokenizer, tmp_path):
     empty = text_tasks["next"].select([])
-    with pytest.raises(DataError, match="a dataset without rows was given"):
-        TaskSelectionTrainer(
-            tiny_llama(), config(tmp_path), train_dataset=text_tasks, eval_dataset=empty, processing_class=tokenizer
-        )
-    with pytest.raises(DataError, match="a dataset without rows was given"):
-        TaskSelectionTrainer(
-            tiny_llama(),
-            config(tmp_path),
-            train_dataset=text_tasks,
-            eval_dataset={"a": empty},
-            processing_class=tokenizer,
-        )
-    trainer = TaskSelectionTrainer(
-        tiny_llama(), config(tmp_path), train_dataset=text_tasks, processing_class=tokenizer
-    )
-    with pytest.raises(DataError, match="a dataset without rows was given"):
+    options = {"train_dataset": text_tasks, "processing_class": tokenizer}
+    for rows in (empty, {"a": empty}):
+        with pytest.raises(DataError, match="is empty: remove it or give it rows"):
+            TaskSelectionTrainer(tiny_llama(), config(tmp_path), eval_dataset=rows, **options)
+    trainer = TaskSelectionTrainer(tiny_llama(), config(tmp_path), **options)
+    with pytest.raises(DataError, match="'eval' is empty"):
         trainer.evaluate(empty)
+    with pytest.raises(DataError, match="a dataset without rows was given"):
+        combine_tasks(combine_tasks(text_tasks).select([]))

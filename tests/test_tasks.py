@@ -59,7 +59,7 @@ def test_two_tasks_of_one_name_are_refused(run_values, task_folder, tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"next{ending}").write_text((task_folder / "next.jsonl").read_text())
     run_values["tasks"] = {"from": str(tmp_path / "*" / "*.jsonl")}
-    with pytest.raises(ConfigError, match="two files for a task 'next': .*a/next.jsonl and .*b/next.train.jsonl"):
+    with pytest.raises(ConfigError, match=r"two files for a task 'next': .*a/next\.jsonl and .*b/next\.train\.jsonl"):
         load_tasks(RunConfig.from_dict(run_values))
     rows = [dict(row, kind="next") for row in word_rows("other", 4, 1)]
     mixed = write_jsonl(tmp_path / "mixed.jsonl", rows)
@@ -67,7 +67,7 @@ def test_two_tasks_of_one_name_are_refused(run_values, task_folder, tmp_path):
         "next": str(task_folder / "next.jsonl"),
         "rest": {"dataset": str(mixed), "task_column": "kind"},
     }
-    with pytest.raises(ConfigError, match="two tasks are called 'next', one of them from tasks.rest"):
+    with pytest.raises(ConfigError, match=r"two tasks are called 'next', one of them from tasks\.rest"):
         load_tasks(RunConfig.from_dict(run_values))
 
 
