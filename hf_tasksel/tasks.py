@@ -129,21 +129,22 @@ def join_tasks(tasks: Mapping[str, Dataset], names: list[str] | None) -> Dataset
     if not tasks:
         raise DataError("there is no task: give at least one")
     labels = ClassLabel(names=names or list(tasks))
+    known = set(labels.names)
     first_name, first = next(iter(tasks.items()))
     parts = []
     for name, rows in tasks.items():
         if len(rows) == 0:
             raise DataError(f"task {name!r} is empty: remove it or give it rows")
-        if name not in labels.names:
+        if name not in known:
             raise DataError(f"task {name!r} is not one of the known tasks {labels.names}")
         if set(rows.column_names) != set(first.column_names):
             raise DataError(
                 f"tasks must have the same columns, but {first_name!r} has {sorted(first.column_names)} and {name!r} "
                 f"has {sorted(rows.column_names)}"
             )
-        rows = rows.remove_columns("task") if "task" in rows.column_names else rows
-        parts.append(rows.add_column("task", [labels.str2int(name)] * len(rows), feature=labels))
-    return concatenate_datasets(parts)
+        parts.append(rows.remove_columns("task") if "task" in rows.column_names else rows)
+    column = np.repeat(labels.str2int(list(tasks)), [len(part) for part in parts])
+    return concatenate_datasets(parts).add_column("task", column, feature=labels)
 
 
 def load_tasks(config: RunConfig) -> TaskSplits:
@@ -233,12 +234,19 @@ def load_entry(name: str, entry: dict[str, Any], seed: int) -> dict[str, Dataset
             f"the columns are {sorted(rows.column_names)}"
         )
     feature, values = rows.features[task_column], np.asarray(rows[task_column])
+    formatted = format_config(rows, config, name)
     parts = {}
-    for value in dict.fromkeys(values.tolist()):
+    for value, positions in positions_by_value(values).items():
         part_name = feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
-        part = rows.select(np.flatnonzero(values == value))
-        parts[part_name] = sample_rows(format_config(part, config, part_name), config.max_samples, seed, part_name)
+        parts[part_name] = sample_rows(formatted.select(positions), config.max_samples, seed, part_name)
     return parts
+
+
+def positions_by_value(values: np.ndarray) -> dict[Any, np.ndarray]:
+    """Return value -> its positions, in the order in which values first occur."""
+    found, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    groups = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    return {found[i].item() if hasattr(found[i], "item") else found[i]: groups[i] for i in np.argsort(first)}
 
 
 def format_config(rows: Dataset, config: TaskConfig, name: str) -> Dataset:
