@@ -150,6 +150,24 @@ def estimation_speed() -> str:
     return markdown(header, rows, "estimation")
 
 
+def trainer_overhead() -> str:
+    """Seconds per step beside Trainer, and how long a trainer of many tasks takes to be ready."""
+    values = result("trainer")
+    rows = [
+        [
+            name,
+            f"{1000 * r['Trainer_seconds_per_step']:.1f}",
+            f"{1000 * r['TaskSelectionTrainer_seconds_per_step']:.1f}",
+            f"{r['ratio']:.3f} ({r['ratio_min']:.3f} to {r['ratio_max']:.3f})",
+        ]
+        for name, r in values["kinds"].items()
+    ]
+    start = values["start_up_seconds"]
+    rows.append([f"{start['tasks']:,} tasks until the first batch", "", f"{start['trainer']} s", ""])
+    header = ["", "Trainer, ms", "TaskSelectionTrainer, ms", "ratio, median (range)"]
+    return markdown(header, rows, "trainer")
+
+
 def quickstart_seeds() -> str:
     """Test losses of the quickstart's fine-tunes over seeds."""
     names = {
@@ -252,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "projections": projections,
     "expansion": expansion,
     "estimation_speed": estimation_speed,
+    "trainer_overhead": trainer_overhead,
     "quickstart_seeds": quickstart_seeds,
     "fidelity_summary": fidelity_summary,
     **{

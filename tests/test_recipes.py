@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from datasets import ClassLabel, Dataset
 
 from hf_tasksel import cli, tasks
@@ -14,6 +18,7 @@ from hf_tasksel.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p for p in ROOT.glob("recipes/**/*.yaml") if p.parent.name != "accelerate_configs")
+CONFIGS = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 SHARED = ROOT.parent / "shared" / "data"
 # What the datasets of the recipes look like on the Hub, one column per key.
 ROWS = {
@@ -47,6 +52,31 @@ def test_every_key_is_known(recipe, tmp_path):
     config = RunConfig.from_yaml(recipe)
     meta_arguments(config, str(tmp_path), False)
     fine_tuning_arguments(config, str(tmp_path), False)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_accelerate_reads_every_configuration(config, monkeypatch):
+    """Unknown keys are an error of Accelerate, and every value must reach its launcher."""
+    values = yaml.safe_load(config.read_text())
+    loaded = load_config_from_file(str(config))
+    assert loaded.distributed_type.value == values["distributed_type"]
+    arguments = launch_command_parser().parse_args(["--config_file", str(config), "script.py"])
+    parsed, defaults, _ = _validate_launch_command(arguments)
+    assert parsed.num_processes == values["num_processes"]
+    assert parsed.mixed_precision == values["mixed_precision"]
+    assert parsed.use_fsdp == (config.stem == "fsdp")
+    assert parsed.use_deepspeed == (config.stem == "zero3")
+    assert parsed.multi_gpu == (config.stem in ("cpu", "ddp", "multi_node"))
+    for section, flags in (("fsdp_config", "fsdp_"), ("deepspeed_config", "")):
+        for key, value in values.get(section, {}).items():
+            name = key if key.startswith(flags) else flags + key
+            assert getattr(parsed, name) == value, key
+            assert getattr(defaults, section)[key] == value
+
+
+def test_the_shipped_configurations_are_those_that_the_docs_list():
+    text = (ROOT / "docs" / "trainer.md").read_text()
+    assert {p.name for p in CONFIGS} == set(re.findall(r"\| `(\w+\.yaml)` \|", text))
 
 
 @pytest.mark.parametrize("kind", ["instruct", "cot"])
