@@ -233,20 +233,17 @@ def load_entry(name: str, entry: dict[str, Any], seed: int) -> dict[str, Dataset
             f"tasks.{name}: task_column {task_column!r} is not a column{hint}; "
             f"the columns are {sorted(rows.column_names)}"
         )
-    feature, values = rows.features[task_column], np.asarray(rows[task_column])
+    feature = rows.features[task_column]
+    positions: dict[str, list[int]] = {}
+    for i, value in enumerate(rows[task_column]):
+        if value is None:
+            raise DataError(f"tasks.{name}: row {i} has no value in task_column {task_column!r}: give it one")
+        part = feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
+        positions.setdefault(part, []).append(i)
     formatted = format_config(rows, config, name)
-    parts = {}
-    for value, positions in positions_by_value(values).items():
-        part_name = feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
-        parts[part_name] = sample_rows(formatted.select(positions), config.max_samples, seed, part_name)
-    return parts
-
-
-def positions_by_value(values: np.ndarray) -> dict[Any, np.ndarray]:
-    """Return value -> its positions, in the order in which values first occur."""
-    found, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    groups = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    return {found[i].item() if hasattr(found[i], "item") else found[i]: groups[i] for i in np.argsort(first)}
+    return {
+        part: sample_rows(formatted.select(mine), config.max_samples, seed, part) for part, mine in positions.items()
+    }
 
 
 def format_config(rows: Dataset, config: TaskConfig, name: str) -> Dataset:

@@ -70,7 +70,15 @@ def test_bad_overrides_are_refused(arguments, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "not valid YAML"), ("just words", "must hold a mapping"), ("", "must hold a mapping")],
+    [
+        ("a: [1", "not valid YAML"),
+        ("tasks:\n  x: a.jsonl\n  x: b.jsonl\n", "the key 'x' occurs twice in one mapping"),
+        ("x: &y {a: 1}\nz: {<<: *y, a: 2}\n", "unknown key x"),
+        ("just words", "must hold a mapping"),
+        ("", "must hold a mapping"),
+        ("just words", "must hold a mapping"),
+        ("", "must hold a mapping"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
     path = tmp_path / "c.yaml"

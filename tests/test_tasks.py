@@ -67,6 +67,11 @@ def test_two_tasks_of_one_name_are_refused(run_values, task_folder, tmp_path):
         "next": str(task_folder / "next.jsonl"),
         "rest": {"dataset": str(mixed), "task_column": "kind"},
     }
+    write_jsonl(tmp_path / "holes.jsonl", [*rows, {**rows[0], "kind": None}])
+    run_values["tasks"]["rest"]["dataset"] = str(tmp_path / "holes.jsonl")
+    with pytest.raises(DataError, match="row 4 has no value in task_column 'kind'"):
+        load_tasks(RunConfig.from_dict(run_values))
+    run_values["tasks"]["rest"]["dataset"] = str(mixed)
     with pytest.raises(ConfigError, match=r"two tasks are called 'next', one of them from tasks\.rest"):
         load_tasks(RunConfig.from_dict(run_values))
 
