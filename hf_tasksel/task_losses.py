@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from .distributed import distributed_rank, gather_lists
-from .gradients.objective import IGNORE_INDEX, sample_objectives, shifted
+from .gradients.objective import IGNORE_INDEX, shifted
 
 
 class ExactLoss:
@@ -94,15 +95,22 @@ def sample_losses(
     """Return mean losses in nats per token and token counts, each (batch,); None where the output tells neither.
 
     Args:
-        output: with `logits`, or with the per-token `log_probs` of TRL's fused language model head, 0 where there is
-            no answer token.
+        output: with `logits`, (batch, time, vocabulary) or (batch, classes), or with the per-token `log_probs` of TRL's
+            fused language model head, 0 where there is no answer token.
         labels: (batch, time) with -100 where there is no answer token, or (batch,).
         shift: whether position t predicts label t + 1.
     """
     if isinstance(output.get("log_probs"), torch.Tensor):
         num_tokens = ((shifted(labels) if shift else labels) != IGNORE_INDEX).sum(1)
         return -output["log_probs"].float().sum(1) / num_tokens.clamp(min=1), num_tokens
-    if not isinstance(output.get("logits"), torch.Tensor):
+    logits = output.get("logits")
+    if not isinstance(logits, torch.Tensor):
         return None
-    found = sample_objectives(output["logits"], labels, shift)
-    return found.loss, found.num_tokens
+    if logits.dim() == 2:
+        logits, labels = logits[:, None], labels.reshape(-1, 1)
+    elif shift:
+        labels = shifted(labels)
+    # sample by sample: no second copy of all logits, and each one's fits into a processor's cache
+    sums = [functional.cross_entropy(z.float(), y, reduction="sum") for z, y in zip(logits, labels, strict=True)]
+    num_tokens = (labels != IGNORE_INDEX).sum(1)
+    return torch.stack(sums) / num_tokens.clamp(min=1), num_tokens

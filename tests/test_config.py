@@ -76,8 +76,6 @@ def test_bad_overrides_are_refused(arguments, message):
         ("x: &y {a: 1}\nz: {<<: *y, a: 2}\n", "unknown key x"),
         ("just words", "must hold a mapping"),
         ("", "must hold a mapping"),
-        ("just words", "must hold a mapping"),
-        ("", "must hold a mapping"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
