@@ -95,8 +95,8 @@ def sample_losses(
     """Return mean losses in nats per token and token counts, each (batch,); None where the output tells neither.
 
     Args:
-        output: with `logits`, (batch, time, vocabulary) or (batch, classes), or with the per-token `log_probs` of TRL's
-            fused language model head, 0 where there is no answer token.
+        output: with `logits`, (batch, time, vocabulary) or (batch, classes), or with the per-token `log_probs` of
+            TRL's fused language model head, 0 where there is no answer token.
         labels: (batch, time) with -100 where there is no answer token, or (batch,).
         shift: whether position t predicts label t + 1.
     """
