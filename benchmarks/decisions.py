@@ -1,6 +1,7 @@
 """What does it bring to decide by estimates? True fine-tunes of what each way of choosing tasks chooses.
 
     python benchmarks/decisions.py instruct     # or cot, quickstart: the studies of fidelity.py
+    python benchmarks/decisions.py instruct --only mixture     # measures that one anew and keeps the other rows
 
 Every choice, and the best mixture, is fine-tuned from the base with three seeds, and stands beside the random subsets
 of the study (two seeds each). The baselines choose as many tasks as the selection. Losses are nats per token, on test
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from fidelity import RESULTS, ROOT, STUDIES, make_run
 from matplotlib.figure import Figure
 from transformers import DataCollatorForSeq2Seq
 
-from hf_tasksel import SubsetEstimator, forward_selection, optimize_mixture, pipeline
+from hf_tasksel import MixtureResult, SubsetEstimator, forward_selection, optimize_mixture, pipeline
 from hf_tasksel.models import load_base
 from hf_tasksel.plots import BLUE, GREY, ORANGE, save, tidy
 from hf_tasksel.run_context import Run
@@ -40,25 +42,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--processes", type=int)
+    parser.add_argument("--only", nargs="+", help="choices to measure; the file keeps its rows of the others")
     parser.add_argument("--output_dir", help="the study's folder; out/study-<study> by default")
     options = parser.parse_args()
     run = make_run(options.study, options.output_dir)
     truth = json.loads((RESULTS / f"truth_{options.study}.json").read_text())["subsets"]
+    path = RESULTS / f"decisions_{options.study}.json"
     pipeline.collect(run)
     estimator = pipeline.fit_estimator(run)
-    subsets = choices(run, estimator, truth)
-    mixture = optimize_mixture(estimator)
-    *runs, of_mixture = true_runs(run, [*subsets.values(), mixture], SEEDS, processes=options.processes)
-    rows: dict[str, Any] = {
-        name: {"tasks": chosen, "estimate": float(estimator.predict([chosen])[0]), **losses(same)}
-        for (name, chosen), same in zip(subsets.items(), runs, strict=True)
+    found = {**choices(run, estimator, truth), "mixture": optimize_mixture(estimator)}
+    wanted = {name: choice for name, choice in found.items() if options.only is None or name in options.only}
+    runs = true_runs(run, list(wanted.values()), SEEDS, processes=options.processes)
+    measured = {
+        name: describe(estimator, choice, same) for (name, choice), same in zip(wanted.items(), runs, strict=True)
     }
-    rows["mixture"] = {
-        "shares_of_samples": {task: round(share, 4) for task, share in mixture.sample_shares.items() if share > 5e-5},
-        "samples": mixture.num_samples,
-        "estimate": mixture.estimate,
-        **losses(of_mixture),
-    }
+    rows = {name: measured.get(name) or kept_row(path, name, found[name]) for name in found}
     result = {
         "command": f"python benchmarks/decisions.py {options.study}",
         "versions": versions(),
@@ -67,13 +65,20 @@ def main() -> int:
         "random_subsets": {"test_losses": [float(np.mean(r["test_losses"])) for r in truth]},
         "choices": rows,
     }
-    path = RESULTS / f"decisions_{options.study}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     draw(result)
     for name, row in rows.items():
         print(f"{name:28} test {np.mean(row['test_losses']):.4f}")
     print(f"written to {path.relative_to(ROOT)}")
     return 0
+
+
+def kept_row(path: Path, name: str, chosen: Any) -> dict[str, Any]:
+    """Return an earlier row of the file, if it is of the same tasks."""
+    row: dict[str, Any] = json.loads(path.read_text())["choices"][name]
+    if row.get("tasks") != chosen:
+        raise SystemExit(f"{name!r} chooses other tasks than in {path.name}: measure it too")
+    return row
 
 
 def choices(run: Run, estimator: SubsetEstimator, truth: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -116,9 +121,13 @@ def texts(run: Run, rows: Dataset) -> list[str]:
     return [str(run.tokenizer.decode(ids, skip_special_tokens=True)) for ids in rows["input_ids"]]
 
 
-def losses(runs: list[TrueRun]) -> dict[str, list[float]]:
-    """Return the measured losses of one choice's fine-tunes, by seed."""
-    return {"dev_losses": [r.dev_loss for r in runs], "test_losses": [r.test_loss for r in runs]}
+def describe(estimator: SubsetEstimator, choice: list[str] | MixtureResult, runs: list[TrueRun]) -> dict[str, Any]:
+    """Return what a choice is, its estimate, and the measured losses of its fine-tunes, by seed."""
+    losses = {"dev_losses": [r.dev_loss for r in runs], "test_losses": [r.test_loss for r in runs]}
+    if isinstance(choice, MixtureResult):
+        shares = {task: round(share, 4) for task, share in choice.sample_shares.items() if share > 5e-5}
+        return {"shares_of_samples": shares, "samples": choice.num_samples, "estimate": choice.estimate, **losses}
+    return {"tasks": choice, "estimate": float(estimator.predict([choice])[0]), **losses}
 
 
 def draw(result: dict[str, Any]) -> None:
