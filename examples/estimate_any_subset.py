@@ -11,7 +11,7 @@ from pathlib import Path
 from hf_tasksel import GradientStore, SubsetEstimator
 
 output_dir, target = sys.argv[1:3]
-step = json.loads(Path(output_dir, "meta", "meta.json").read_text())["checkpoints"]["10%"]
+step = next(iter(json.loads(Path(output_dir, "meta", "meta.json").read_text())["checkpoints"].values()))
 store = GradientStore(f"{output_dir}/gradients/checkpoint-{step}")
 estimator = SubsetEstimator().fit(store, target=target)
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from .config import RunConfig, keyword_arguments
+from .config import DEFAULT_EPOCHS, RunConfig, keyword_arguments
 from .errors import ConfigError
 from .training_args import Seq2SeqTaskSelectionConfig, TaskSelectionConfig
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
-    "num_train_epochs": 2,
+    "num_train_epochs": DEFAULT_EPOCHS,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
     "lr_scheduler_type": "cosine",

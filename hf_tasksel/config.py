@@ -22,6 +22,7 @@ import yaml
 from .checkpoints import DEFAULT_CHECKPOINTS
 from .errors import ConfigError, did_you_mean
 
+DEFAULT_EPOCHS = 2
 FORMATS = (
     "auto",
     "prompt_completion",
@@ -134,16 +135,17 @@ class EstimatorConfig:
     """How losses are estimated.
 
     Attributes:
-        surrogate, regularization: see `SubsetEstimator`.
+        surrogate, regularization, device: see `SubsetEstimator`; several surrogates are averaged.
         checkpoint: which gradient store to expand at: the first of `gradients.checkpoints` if None, another of them,
             `average` for all of them, or `best`: what predicts the run's true fine-tunes best (after `verify`).
         budget: what the fine-tunes hold fixed, `steps` or `epochs`; by default what `fine_tuning` (or `meta`) says.
     """
 
-    surrogate: str = "default"
+    surrogate: str | list[str] = "default"
     regularization: float | None = None
     checkpoint: Any = None
     budget: str | None = None
+    device: str = "cpu"
 
 
 @dataclass
@@ -243,6 +245,11 @@ class RunConfig:
             ConfigError: for an unknown key (the nearest known one is named), a missing one, or a wrong type.
         """
         config = build_dataclass(cls, values, where="")
+        for section in ("meta", "fine_tuning"):
+            for key in ("max_steps", "num_train_epochs"):
+                value = getattr(config, section).get(key, 1)
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise ConfigError(f"{section}.{key} must be a number, not {value!r}")
         if not config.tasks:
             raise ConfigError("tasks is empty: list at least one source of training rows")
         return config
@@ -275,6 +282,18 @@ class RunConfig:
         """What the fine-tunes hold fixed: `steps` where `max_steps` is set, `epochs` otherwise."""
         steps = self.fine_tuning.get("max_steps", self.meta.get("max_steps", -1))
         return self.estimator.budget or ("steps" if steps > 0 else "epochs")
+
+    @property
+    def relative_steps(self) -> float:
+        """How long the fine-tunes train beside meta training; 1 where one counts steps and the other epochs."""
+        meta, tuned = self.meta, {**self.meta, **self.fine_tuning}
+        steps = [section.get("max_steps", -1) for section in (meta, tuned)]
+        if min(steps) > 0:
+            return float(steps[1] / steps[0])
+        if max(steps) > 0:
+            return 1.0
+        epochs = [float(section.get("num_train_epochs", DEFAULT_EPOCHS)) for section in (meta, tuned)]
+        return epochs[1] / epochs[0]
 
     @property
     def true_run_settings(self) -> dict[str, Any]:

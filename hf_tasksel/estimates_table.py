@@ -29,13 +29,16 @@ COLUMNS = pa.schema(
 
 def write_search(output_dir: Path, estimator: SubsetEstimator, selection: SelectionResult) -> None:
     """Write the estimates of single tasks, of all tasks, and of the subsets on the search path; keep verified rows."""
-    names = estimator.task_names_
-    subsets = [*[[name] for name in names], names, *[step.tasks for step in selection.path]]
-    kinds = [*["single"] * len(names), "all", *["path"] * len(selection.path)]
-    rows = [
-        {"kind": kind, "tasks": tasks, "estimated_loss": loss}
-        for kind, tasks, loss in zip(kinds, subsets, estimator.predict(subsets).tolist(), strict=True)
-    ]
+    tasks = estimator.task_names_
+    subsets = [*[[name] for name in tasks], tasks, *[step.tasks for step in selection.path]]
+    kinds = [*["single"] * len(tasks), "all", *["path"] * len(selection.path)]
+    calibrated: tuple[Any, Any] = ([None] * len(subsets),) * 2
+    if estimator.calibration_ is not None:
+        mean, std = estimator.predict(subsets, return_std=True)
+        calibrated = mean.tolist(), std.tolist()
+    columns = (kinds, subsets, estimator.first_order(subsets).tolist(), *calibrated)
+    names = ("kind", "tasks", "estimated_loss", "calibrated_loss", "calibrated_std")
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     rewrite(output_dir, lambda old: [*rows, *(row for row in old if row["kind"] == "verified")])
 
 

@@ -65,10 +65,13 @@ class TunedModel:
         return push(self.output_dir, repo_id, **options)
 
 
+Choice = SelectionResult | MixtureResult | Mapping[str, int] | Sequence[str]
+
+
 def fine_tune(
     model: str | PreTrainedModel,
     tasks: Dataset | DatasetDict | Mapping[str, Dataset],
-    selection: SelectionResult | MixtureResult | Sequence[str],
+    selection: Choice,
     args: Any,
     *,
     peft_config: PeftConfig | None = None,
@@ -79,7 +82,8 @@ def fine_tune(
     Args:
         model: the pretrained base: Hub id, folder, or a loaded model without adapter (which is changed).
         tasks: all tasks, as text rows (`prompt`, `completion`) or tokenized (`input_ids`, `labels`).
-        selection: what to train on: a selection, task names, or a mixture, whose shares decide how often rows occur.
+        selection: what to train on: a selection or task names; a mixture, or task -> number of rows, as
+            `allocate_budget` gives it, for rows drawn at random.
         args: `trl.SFTConfig` for a decoder, `Seq2SeqTrainingArguments` for an encoder-decoder.
         peft_config: LoRA configuration; r 16, alpha 32 on all linear layers if None.
         processing_class: the tokenizer; loaded with the model if None.
@@ -93,8 +97,8 @@ def fine_tune(
     is_encoder_decoder = bool(base.config.is_encoder_decoder)
     everything = combine_tasks(tasks)
     rows = union_rows(everything, chosen)
-    if isinstance(selection, MixtureResult):
-        rows = mixture_rows(everything, selection, args.seed)
+    if (counts := row_counts(selection)) is not None:
+        rows = drawn_rows(everything, counts, args.seed)
     if "input_ids" not in rows.column_names:
         rows = tokenize_rows(rows, tokenizer, getattr(args, "max_length", None), is_encoder_decoder)
     rows = rows.select_columns(["input_ids", "labels"])
@@ -120,26 +124,36 @@ def fine_tune(
     return TunedModel(output_dir, chosen, len(rows), trainer.state.global_step, seconds)
 
 
-def chosen_tasks(selection: SelectionResult | MixtureResult | Sequence[str]) -> list[str]:
-    """Return the names of the tasks that are trained on."""
+def row_counts(selection: Choice) -> dict[str, int] | None:
+    """Return how many rows of each task are drawn, where that is asked for; None for all rows of some tasks."""
     if isinstance(selection, MixtureResult):
-        return [name for name, share in selection.sample_shares.items() if share > 0]
-    return list(selection.selected if isinstance(selection, SelectionResult) else selection)
+        counts = {name: round(share * selection.num_samples) for name, share in selection.sample_shares.items()}
+    elif isinstance(selection, Mapping):
+        counts = dict(selection)
+    else:
+        return None
+    return {name: count for name, count in counts.items() if count > 0}
 
 
-def mixture_rows(rows: Dataset, mixture: MixtureResult, seed: int) -> Dataset:
-    """Return `mixture.num_samples` rows, the tasks in the mixture's shares.
+def chosen_tasks(selection: Choice) -> list[str]:
+    """Return the names of the tasks that are trained on."""
+    if isinstance(selection, SelectionResult):
+        return list(selection.selected)
+    return list(row_counts(selection) or []) if isinstance(selection, MixtureResult | Mapping) else list(selection)
+
+
+def drawn_rows(rows: Dataset, counts: Mapping[str, int], seed: int) -> Dataset:
+    """Return so many random rows of each task, in their original order.
 
     A task that needs more rows than it has repeats all of them as often as they fit, and a random part once more.
     """
     rng = np.random.default_rng(seed)
     task, names = np.asarray(rows["task"]), rows.features["task"]
     positions = []
-    for name, share in mixture.sample_shares.items():
-        mine = np.flatnonzero(task == names.str2int(name)) if share > 0 else np.empty(0, dtype=int)
-        if len(mine):
-            whole, part = divmod(round(share * mixture.num_samples), len(mine))
-            positions += [mine] * whole + [rng.choice(mine, part, replace=False)]
+    for name, count in counts.items():
+        mine = np.flatnonzero(task == names.str2int(name))
+        whole, part = divmod(count, len(mine))
+        positions += [mine] * whole + [rng.choice(mine, part, replace=False)]
     return rows.select(np.sort(np.concatenate(positions)))
 
 

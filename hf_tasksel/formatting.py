@@ -169,6 +169,12 @@ def format_fields(
         columns["label"] = "label_name"
     row_format = FORMATS[format]
     source = {field: columns.get(field, field) for field in (*row_format.required, *row_format.optional)}
+    for field in columns:
+        if field not in source and f"{{{field}}}" not in (template or ""):
+            raise DataError(
+                f"task {task!r}: `columns` maps {field!r}, which is no field of format {format}"
+                f"{did_you_mean(field, source)}; its fields are {list(source)}"
+            )
     for field in row_format.required:
         require_column(dataset, source[field], field, format, task)
     if format == "chain_of_thought" and not {

@@ -134,7 +134,8 @@ def card_text(info: CardInfo) -> str:
     parts = [
         f"# {text(selection.target)}, fine-tuned on selected tasks",
         f"A LoRA adapter for `{base}`, trained on {count} that were chosen for a low loss on "
-        f"**{text(selection.target)}** by first-order estimates (arXiv 2409.19458) with hf\\_tasksel.",
+        f"**{text(selection.target)}** by first-order estimates (arXiv 2409.19458) with hf\\_tasksel"
+        + (f", calibrated with {selection.true_runs} true fine-tunes." if selection.true_runs else "."),
         "## Results",
         *(measured if info.rows else ["Not measured yet."]),
         "## Selected tasks",

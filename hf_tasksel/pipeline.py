@@ -127,6 +127,7 @@ def collect(run: Run) -> None:
                 repair=run.repair,
                 **section_part(options, PASS_OPTIONS),
             )
+    run.keep_config()
 
 
 def make_collator(run: Run, step: int) -> GradientCollator:
@@ -179,18 +180,19 @@ def fit_estimator(run: Run) -> SubsetEstimator:
 def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
     """Run the configured search with those options of the section `selection` that it takes."""
     options = config.selection
-    floor = math.ceil(len(estimator.task_names_) / 4) if options.min_tasks is None else options.min_tasks
+    quarter = math.ceil(len(estimator.task_names_) / 4)
+    floor = min(quarter, options.max_tasks or quarter) if options.min_tasks is None else options.min_tasks
     method = SEARCHES[options.method]
     known = [name for name in vars(options) if name in inspect.signature(method).parameters]
     arguments = section_part(options, known)
-    return method(estimator, **{**arguments, "min_tasks": min(floor, options.max_tasks or floor)})
+    return method(estimator, **{**arguments, "min_tasks": floor})
 
 
 def fine_tune_selected(run: Run) -> list[EvaluationRow]:
     """Fine-tune the base on the selection (and on all tasks, for comparison), measure losses, write card and plots."""
     selection = select(run)
-    fingerprints = {"selected": selection.selected}
-    settings = {**run.settings("final"), **fingerprints}
+    estimates = [selection.estimate, selection.estimate_all]
+    settings = {**run.settings("final"), "selected": selection.selected, "estimates": estimates}
     path = run.output_dir / "final" / EVALUATION_FILE
     if finished(run, "final", settings, path, redo=True):
         return [EvaluationRow(**row) for row in read_json(path)]
@@ -249,6 +251,8 @@ def tune_and_measure(
                 processing_class=run.tokenizer,
             )
             extra |= {"train_samples": tuned.train_samples, "train_seconds": round(tuned.seconds, 3)}
+    if selection is not None and distributed_rank()[0] == 0:
+        selection.save(folder)  # its estimates may be newer than the fine-tune
     done = run.record.values["stages"][stage]
     model = load_adapter(load_base(run.config), folder)
     return measure(run, model, name, tasks, estimate, done["train_samples"], done["train_seconds"])

@@ -13,7 +13,9 @@ from datasets import Dataset
 
 from .errors import ConfigError, DataError
 from .gradients.objective import IGNORE_INDEX
-from .gradients.samples import column
+from .gradients.samples import SIDE_COLUMNS, column
+
+INPUTS = ("input_ids", "inputs_embeds", "input_features", "input_values", "pixel_values")
 
 
 def check_streams(rows: Any, sampler: str) -> None:
@@ -34,6 +36,20 @@ def check_streams(rows: Any, sampler: str) -> None:
     elif rows is not None and not hasattr(rows, "__len__") and sampler != "proportional":
         raise DataError(
             f"sampler {sampler!r} needs map-style data, not {type(rows).__name__}: load it without streaming=True"
+        )
+
+
+def check_columns(rows: Any) -> None:
+    """Refuse rows without any column that a model reads.
+
+    Raises:
+        DataError: naming the columns.
+    """
+    if isinstance(rows, Dataset) and not set(INPUTS) & set(rows.column_names):
+        columns = [name for name in rows.column_names if name not in SIDE_COLUMNS]
+        raise DataError(
+            f"rows have the columns {columns}: give tokenized rows (input_ids, labels), or text as `prompt` and "
+            "`completion`"
         )
 
 

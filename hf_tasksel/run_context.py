@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from .arguments import comparisons, fine_tuning_arguments, meta_arguments
 from .config import RunConfig
 from .distributed import barrier, distributed_rank
-from .errors import TaskSelectionError
+from .errors import ConfigError, TaskSelectionError
 from .estimation.surrogates import surrogate_class
 from .fingerprints import data_fingerprint, value_fingerprint
 from .formatting import tokenize_rows
@@ -56,23 +56,28 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self._say = say
         check_method(config.selection.method)
-        surrogate_class(config.estimator.surrogate)(config.estimator.regularization, config.budget)
         self.compare_with = comparisons(config)
         self.is_encoder_decoder = bool(load_model_config(config).is_encoder_decoder)
         lora_config(config, self.is_encoder_decoder)
         GradientCollator(lambda features: {}, **section_part(config.gradients, SKETCH_OPTIONS))
+        check_estimator(config)
         PassOptions(**section_part(config.gradients, PASS_OPTIONS))
         # Building the arguments also starts the process group of a distributed launch.
         self.meta_args = meta_arguments(config, str(self.output_dir / "meta"), self.is_encoder_decoder)
         self.final_args = fine_tuning_arguments(config, str(self.output_dir / "final"), self.is_encoder_decoder)
         self.record = RunRecord(self.output_dir, read_only=not record)
         barrier()
-        self.record.update(config=config.to_dict(), versions=versions())
+        if not self.record.values["stages"]:
+            self.keep_config()
 
     def say(self, message: str) -> None:
         """Tell the user, once per launch."""
         if distributed_rank()[0] == 0:
             self._say(message)
+
+    def keep_config(self) -> None:
+        """Put the configuration on record, once it is clear that the folder's costly stages are of its settings."""
+        self.record.update(config=self.config.to_dict(), versions=versions())
 
     @cached_property
     def splits(self) -> TaskSplits:
@@ -102,6 +107,11 @@ class Run:
         """Hash of all tokens."""
         return data_fingerprint(self.tokenized)
 
+    @property
+    def gradient_stages(self) -> list[str]:
+        """The gradient passes on record."""
+        return sorted(name for name in self.record.values["stages"] if name.startswith("gradients/"))
+
     def settings(self, stage: str) -> dict[str, Any]:
         """Return everything that a stage's result depends on, as plain values."""
         c = self.config
@@ -119,10 +129,29 @@ class Run:
         if stage == "select":
             return {
                 "meta": self.record.fingerprint("meta"),
+                "gradients": {name: self.record.fingerprint(name) for name in self.gradient_stages},
                 "estimator": {**dataclasses.asdict(c.estimator), "budget": c.budget},
                 "selection": dataclasses.asdict(c.selection),
             }
         return {**base, "meta": c.meta, "fine_tuning": c.fine_tuning, "generation": c.generation}
+
+
+def check_estimator(config: RunConfig) -> None:
+    """Refuse an estimator that does not exist, or that needs gradients which the run will not collect.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    options = config.estimator
+    for name in [options.surrogate] if isinstance(options.surrogate, str) else options.surrogate:
+        surrogate = surrogate_class(name)
+        surrogate(options.regularization, config.budget)
+        missing = sorted(set(surrogate.objectives) - set(config.gradients.objectives))
+        if missing:
+            raise ConfigError(
+                f"estimator.surrogate {surrogate.name!r} needs gradients of {missing[0]!r}: add it to "
+                "gradients.objectives"
+            )
 
 
 def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo: bool = False) -> bool:
@@ -132,6 +161,7 @@ def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo:
     """
     old = run.record.fingerprint(stage)
     if old is None or not result.exists():
+        run.keep_config()
         return False
     if old == value_fingerprint(settings):
         run.say(f"{stage}: finished before")
@@ -139,13 +169,14 @@ def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo:
     was, now = flattened(run.record.settings(stage)), flattened(settings)
     changed = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
     if redo:
+        run.keep_config()
         run.say(f"{stage}: {', '.join(changed)} changed, doing it again")
         return False
     # hashes say least: name one only where nothing else differs
     key = next((k for k in changed if k not in ("data", "meta")), next(iter(changed), "version"))
     raise TaskSelectionError(
         f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is "
-        f"{now.get(key)!r}: use another output_dir, or delete {result.parent}"
+        f"{now.get(key)!r}: set it back, use another output_dir, or delete {result.parent}"
     )
 
 

@@ -45,6 +45,8 @@ def fit_run_estimator(
         surrogate or options.surrogate,
         options.regularization if regularization is None else regularization,
         config.budget,
+        config.relative_steps,
+        options.device,
     )
     checkpoint = checkpoint or config.checkpoint
     if checkpoint == BEST:
@@ -97,11 +99,12 @@ def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path, config: 
 def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], list[list[float]]]:
     """Return the subsets that were really fine-tuned with a run's settings, and for each its dev losses by seed.
 
-    Fine-tunes on mixtures, or with other settings, are left alone, and it is said when there are no others.
+    Fine-tunes on drawn rows (mixtures, budgets), or with other settings, are left alone, and it is said when there are
+    no others.
     """
     settings = value_fingerprint(config.true_run_settings)
     runs = [read_json(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
-    runs = [run for run in runs if run.get("sample_shares") is None]
+    runs = [run for run in runs if run.get("drawn") is None]
     mine = [run for run in runs if run.get("settings") == settings]
     if runs and not mine:
         warnings.warn(

@@ -101,7 +101,9 @@ def closing_lines(
     if selection is not None:
         lines += [f"selected: {named(selection.selected)}", f"dropped: {named(selection.dropped)}"]
         lines += [worse] if (worse := disappointment(rows)) else []
-        lines.append("Estimates are first-order: `hf-tasksel verify` says how far to trust them, and calibrates them.")
+        known = f"calibrated with {selection.true_runs} true fine-tunes" if selection.true_runs else "first-order"
+        advice = "says how far to trust them" + ("" if selection.true_runs else ", and calibrates them")
+        lines.append(f"Estimates are {known}: `hf-tasksel verify` {advice}.")
     stages = current.record.values["stages"]
     lines.append(
         "seconds, of each stage when it ran: "

@@ -32,7 +32,7 @@ from .gradients.objective import shifts_labels
 from .gradients.preconditioning import save_second_moments
 from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
-from .row_checks import check_answers, check_packing, check_streams
+from .row_checks import check_answers, check_columns, check_packing, check_streams
 from .sampling import MultitaskSampler
 from .task_losses import ExactLoss, RunningTaskLosses, last_output, sample_losses
 from .tasks import combine_tasks
@@ -127,6 +127,8 @@ class TaskSelectionMixin(TrainerBase):
             eval_dataset = {n: self._prepare_rows(d, processing_class, n) for n, d in eval_dataset.items()}
         else:
             eval_dataset = self._prepare_rows(eval_dataset, processing_class, "eval")
+        if data_collator is None and isinstance(args, TaskSelectionMixinConfig) and not self._tokenizes_itself:
+            check_columns(train_dataset)
         if data_collator is None and text_rows and not self._tokenizes_itself:
             if processing_class.pad_token is None:
                 raise DataError("the tokenizer has no padding token: set tokenizer.pad_token, e.g. to its eos_token")
@@ -307,7 +309,14 @@ class TaskSelectionMixin(TrainerBase):
         step = self.state.global_step
         if checkpoint is not None:
             step = checkpoint_step(checkpoint, self.state.max_steps)
-            load_adapter_weights(model, Path(self.args.output_dir) / f"checkpoint-{step}")
+            source = Path(self.args.output_dir) / f"checkpoint-{step}"
+            if not source.is_dir():
+                kept = getattr(self.args, "meta_checkpoints", [])
+                raise ModelError(
+                    f"there is no {source}: step {step} was not kept; meta_checkpoints of TaskSelectionConfig is "
+                    f"{list(kept)}"
+                )
+            load_adapter_weights(model, source)
         folder = Path(output_dir or Path(self.args.output_dir) / "gradients" / f"checkpoint-{step}")
         collator = GradientCollator(self.data_collator.data_collator, **collator_options)
         return collator.collect(

@@ -23,15 +23,13 @@ from .config import RunConfig
 from .errors import ConfigError, TaskSelectionError
 from .evaluation import answer_accuracy, mean_loss
 from .files import read_json, write_json
-from .fine_tuning import chosen_tasks, fine_tune
+from .fine_tuning import Choice, chosen_tasks, fine_tune, row_counts
 from .fingerprints import value_fingerprint
 from .models import load_adapter, load_base, lora_config
 from .progress import progress_bar
 from .run_context import Run
-from .selection.mixture import MixtureResult
 from .truth import TRUTH_FOLDER
 
-Choice = list[str] | MixtureResult  # what a fine-tune trains on
 Job = tuple[Choice, int, bool]  # that, the seed, and whether answers are generated too
 
 
@@ -41,7 +39,7 @@ class TrueRun:
 
     Attributes:
         tasks: what it was trained on, in the order of the task list.
-        sample_shares: of a mixture's tasks; None for a subset.
+        drawn: rows of each task, for a mixture or a budget of rows; None for a subset.
         seed: of adapter initialisation and sample order.
         dev_loss, test_loss: measured target losses, nats per token.
         answer_accuracy: share of right final answers on test, where that was asked for.
@@ -58,7 +56,7 @@ class TrueRun:
     train_samples: int
     steps: int
     seconds: float
-    sample_shares: dict[str, float] | None = None
+    drawn: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -67,7 +65,7 @@ class TrueRun:
 
 def true_runs(
     run: Run,
-    subsets: Sequence[Sequence[str] | MixtureResult],
+    subsets: Sequence[Choice],
     seeds: Sequence[int] = (0,),
     *,
     processes: int | None = None,
@@ -77,7 +75,7 @@ def true_runs(
 
     Args:
         run: the run whose data and settings are used.
-        subsets: lists of task names, or mixtures.
+        subsets: what each trains on, as in `fine_tune`.
         seeds: seeds of each subset's fine-tunes.
         processes: fine-tunes at the same time; one per accelerator, or two on a CPU with more than one core, if None.
         accuracy: also generate answers on the test rows.
@@ -91,7 +89,7 @@ def true_runs(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("true fine-tunes start their own processes: call this without a launcher")
-    ordered: list[Choice] = [s if isinstance(s, MixtureResult) else ordered_tasks(run, s) for s in subsets]
+    ordered = [s if row_counts(s) is not None else ordered_tasks(run, chosen_tasks(s)) for s in subsets]
     jobs: list[Job] = [(tasks, seed, accuracy) for tasks in ordered for seed in seeds]
     missing = [job for job in {truth_path(run, *job): job for job in jobs}.values() if not is_done(run, job)]
     count = min(len(missing), default_processes() if processes is None else processes)
@@ -133,8 +131,8 @@ def truth_path(run: Run, tasks: Choice, seed: int, accuracy: bool) -> Path:
     settings = {k: v for k, v in run.settings("final").items() if k != "seed"}
     training = {k: v for k, v in settings.pop("fine_tuning").items() if k != "compare_with"}
     key = {**settings, "fine_tuning": training, "tasks": chosen_tasks(tasks), "run_seed": seed, "accuracy": accuracy}
-    if isinstance(tasks, MixtureResult):
-        key |= {"sample_shares": tasks.sample_shares, "num_samples": tasks.num_samples}
+    if (drawn := row_counts(tasks)) is not None:
+        key["drawn"] = drawn
     return run.output_dir / TRUTH_FOLDER / f"{value_fingerprint(key)}.json"
 
 
@@ -224,6 +222,6 @@ def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool) -> Non
         train_samples=tuned.train_samples,
         steps=tuned.steps,
         seconds=round(seconds, 3),
-        sample_shares=tasks.sample_shares if isinstance(tasks, MixtureResult) else None,
+        drawn=row_counts(tasks),
     )
     write_json(path, {**result.to_dict(), "settings": value_fingerprint(run.config.true_run_settings)})

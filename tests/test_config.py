@@ -68,6 +68,28 @@ def test_bad_overrides_are_refused(arguments, message):
         parse_overrides(arguments)
 
 
+@pytest.mark.parametrize("section", ["meta", "fine_tuning"])
+def test_numbers_of_steps_must_be_numbers(section, run_values):
+    with pytest.raises(ConfigError, match=rf"{section}\.max_steps must be a number, not 'twenty'"):
+        RunConfig.from_dict({**run_values, section: {"max_steps": "twenty"}})
+
+
+@pytest.mark.parametrize(
+    ("meta", "tuned", "expected"),
+    [
+        ({}, {}, 1.0),
+        ({"max_steps": 50}, {}, 1.0),
+        ({"max_steps": 50}, {"max_steps": 25}, 0.5),
+        ({"num_train_epochs": 1}, {"num_train_epochs": 3}, 3.0),
+        ({}, {"num_train_epochs": 1}, 0.5),
+        ({"max_steps": 50}, {"max_steps": -1}, 1.0),
+    ],
+)
+def test_fine_tunes_are_measured_in_lengths_of_meta_training(meta, tuned, expected, run_values):
+    config = RunConfig.from_dict({**run_values, "meta": meta, "fine_tuning": tuned})
+    assert config.relative_steps == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -10,7 +10,7 @@ from trl import SFTConfig
 from hf_tasksel import MixtureResult, SelectionResult, fine_tune
 from hf_tasksel.errors import ConfigError, DataError
 from hf_tasksel.evaluation import mean_loss
-from hf_tasksel.fine_tuning import mixture_rows, union_rows
+from hf_tasksel.fine_tuning import drawn_rows, row_counts, union_rows
 from hf_tasksel.formatting import tokenize_rows
 from hf_tasksel.models import load_adapter
 from hf_tasksel.tasks import combine_tasks
@@ -42,21 +42,28 @@ def mixture_of(num_samples: int, **shares: float) -> MixtureResult:
     return MixtureResult("goal", shares, shares, num_samples, 1.0, 1.1, 1.05, ["next"])
 
 
-def test_a_mixture_repeats_and_leaves_out_rows_by_its_shares(text_tasks):
+def test_rows_are_drawn_by_the_shares_of_a_mixture_or_by_number(text_tasks):
     rows = combine_tasks(text_tasks)
-    mixture = mixture_of(36, next=0.75, same=0.25, skip=0.0)
-    found = mixture_rows(rows, mixture, seed=0)
-    assert len(found) == 36
-    counts = Counter(found["task"])
+    counts = row_counts(mixture_of(36, next=0.75, same=0.25, skip=0.0))
+    assert counts == {"next": 27, "same": 9}
+    assert row_counts({"next": 27, "skip": 0, "same": 9}) == counts
+    assert row_counts(["next"]) is None
+    found = drawn_rows(rows, counts, seed=0)
     names = rows.features["task"]
-    assert counts == {names.str2int("next"): 27, names.str2int("same"): 9}
+    assert Counter(found["task"]) == {names.str2int("next"): 27, names.str2int("same"): 9}
     times = Counter(found["sample_idx"])
     repeats = [
         times[i] for i, task in zip(rows["sample_idx"], rows["task"], strict=True) if task == names.str2int("next")
     ]
     assert sorted(set(repeats)) == [2, 3]  # 12 rows twice, and 3 of them once more
-    assert mixture_rows(rows, mixture, seed=0)["sample_idx"][:] == found["sample_idx"][:]
-    assert len(mixture_rows(rows, mixture_of(12, next=0.75, same=0.25), seed=0)) == 12
+    assert drawn_rows(rows, counts, seed=0)["sample_idx"][:] == found["sample_idx"][:]
+
+
+def test_a_fine_tune_on_a_budget_of_rows_and_on_an_empty_one(args, text_tasks, base_folder):
+    tuned = fine_tune(str(base_folder), text_tasks, {"next": 5, "skip": 0, "same": 7}, args)
+    assert (tuned.tasks, tuned.train_samples) == (["next", "same"], 12)
+    with pytest.raises(DataError, match="no task is selected"):
+        fine_tune(str(base_folder), text_tasks, {"next": 0}, args)
 
 
 def test_a_fine_tune_on_a_mixture_keeps_its_weights(args, text_tasks, base_folder):

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import small_run, word_rows, write_jsonl
-from hf_tasksel import SelectionResult, pipeline
+from hf_tasksel import GradientStore, SelectionResult, pipeline
 from hf_tasksel.config import RunConfig
-from hf_tasksel.errors import TaskSelectionError
+from hf_tasksel.errors import ConfigError, TaskSelectionError
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.run_context import Run
 
@@ -94,6 +94,38 @@ def test_a_run_killed_in_any_stage_goes_on_to_the_same_selection(stage, finished
     assert ours.selected == theirs.selected
     assert ours.estimate == pytest.approx(theirs.estimate, rel=1e-4)
     assert [r.test_loss for r in rows] == pytest.approx([r.test_loss for r in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"gradients": {"dim": 32}}])
+def test_a_refused_command_leaves_the_configuration_on_record(change, finished):
+    values, _, out = finished
+    before = json.loads((out / "run.json").read_text())["config"]
+    with pytest.raises(TaskSelectionError, match="set it back, use another output_dir, or delete"):
+        run({**values, **change})
+    assert json.loads((out / "run.json").read_text())["config"] == before
+
+
+def test_new_gradients_ask_for_a_new_selection(finished):
+    values, _, _ = finished
+    current = Run(RunConfig.from_dict(values), say=lambda message: None)
+    before = current.settings("select")
+    current.record.values["stages"]["gradients/checkpoint-3"]["fingerprint"] += "x"
+    assert current.settings("select") != before
+
+
+def test_a_surrogate_without_its_gradients_is_refused_before_anything_is_trained(run_values):
+    run_values["estimator"] = {"surrogate": ["empirical_fisher", "offset_logistic"]}
+    with pytest.raises(ConfigError, match="'offset_logistic' needs gradients of 'log_odds': add it to"):
+        Run(RunConfig.from_dict(run_values))
+
+
+def test_the_selection_never_looks_at_the_test_rows(finished):
+    """Estimates come from stores, and stores hold training and dev rows only."""
+    values, _, out = finished
+    for step in (2, 3):
+        store = GradientStore(out / "gradients" / f"checkpoint-{step}")
+        assert set(store.split) == {"train", "dev"}
+        assert len(store) == 72 + values["target"]["dev_samples"]
 
 
 def test_comparisons_can_be_switched_off(run_values):

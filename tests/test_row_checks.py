@@ -73,6 +73,12 @@ def test_a_missing_padding_token_is_one_sentence(text_tasks, tmp_path):
         TaskSelectionTrainer(tiny_llama(), config(tmp_path), train_dataset=text_tasks, processing_class=tokenizer)
 
 
+def test_rows_without_anything_to_read_are_refused(tokenizer, tmp_path):
+    rows = Dataset.from_dict({"q": ["a"], "working": ["b"]})
+    with pytest.raises(DataError, match=r"rows have the columns \['q', 'working'\]: give tokenized rows"):
+        TaskSelectionTrainer(tiny_llama(), config(tmp_path), train_dataset={"x": rows}, processing_class=tokenizer)
+
+
 def test_left_padding_changes_no_loss_and_no_gradient(text_tasks, tmp_path):
     found = {}
     for side in ("left", "right"):

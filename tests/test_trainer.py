@@ -101,6 +101,18 @@ def test_a_fresh_adapter_is_refused_by_the_gradient_pass(text_tasks, tokenizer, 
         trainer.collect_gradients()
 
 
+def test_a_checkpoint_that_was_not_kept_is_named(text_tasks, tokenizer, tmp_path):
+    args = config(tmp_path, max_steps=10, meta_checkpoints=["half"])
+    trainer = TaskSelectionTrainer(
+        trained_lora(tiny_llama()), args, train_dataset=text_tasks, processing_class=tokenizer
+    )
+    trainer.train()
+    with pytest.raises(
+        ModelError, match=r"step 3 was not kept; meta_checkpoints of TaskSelectionConfig is \['half'\]"
+    ):
+        trainer.collect_gradients("30%")
+
+
 def test_samplers_of_the_config_are_used(text_tasks, tokenizer, tmp_path):
     trainer = TaskSelectionTrainer(
         tiny_llama(), config(tmp_path, sampler="round_robin"), train_dataset=text_tasks, processing_class=tokenizer

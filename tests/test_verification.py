@@ -17,6 +17,7 @@ from estimation.synthetic import random_subsets as random_weights
 from hf_tasksel import GradientStore, SubsetEstimator, cli, optimize_mixture, true_runs
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError
+from hf_tasksel.fine_tuning import row_counts
 from hf_tasksel.pipeline import fit_estimator, select
 from hf_tasksel.run_context import Run
 from hf_tasksel.run_estimator import (
@@ -111,8 +112,10 @@ def test_a_mixture_is_really_fine_tuned_and_calibrates_nothing(verified):
     more = dataclasses.replace(mixture, num_samples=2 * mixture.num_samples)
     (one,), (two,) = true_runs.true_runs(run, [mixture, more], [1], processes=1)
     assert (one.train_samples, two.train_samples) == (mixture.num_samples, more.num_samples)
-    assert one.sample_shares == mixture.sample_shares
-    assert one.tasks == [task for task, share in mixture.sample_shares.items() if share > 0]
+    assert one.drawn == row_counts(mixture)
+    assert one.tasks == list(one.drawn)
+    ((budget,),) = true_runs.true_runs(run, [{"next": 3, "same": 5}], [1], processes=1)
+    assert (budget.tasks, budget.train_samples) == (["next", "same"], 8)
     assert true_losses(run.output_dir, run.config) == before
 
 

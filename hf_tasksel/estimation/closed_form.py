@@ -99,8 +99,8 @@ class GradientFlow(ClosedForm):
     """Training dynamics of the linearised model: w_S = −F_S⁻¹ (1 − exp(−τ_S F_S)) b_S.
 
     Gradient descent with step size η for T steps on ℓ + bᵀw + ½ wᵀFw, in the limit of small steps, τ = ηT: early
-    stopping takes the place of the ridge. τ is 1 ÷ (λ · mean eigenvalue of F over all tasks), so that λ means about
-    what it means for the ridge; with the budget `epochs` τ grows with the number of samples.
+    stopping takes the place of the ridge. τ is T ÷ (T of meta training · λ · mean eigenvalue of F over all tasks), so
+    that λ means about what it means for the ridge; with the budget `epochs` T grows with the number of samples.
     """
 
     name = "gradient_flow"

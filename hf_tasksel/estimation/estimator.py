@@ -29,6 +29,8 @@ class SubsetEstimator(BaseEstimator):
         surrogate: registered name of a surrogate, `default`, or several names whose estimates are averaged.
         regularization: λ of the surrogate; its own default if None.
         budget: what the estimated fine-tunes hold fixed: `steps`, or `epochs`, where larger subsets train longer.
+        relative_steps: steps of the estimated fine-tunes (on all tasks) ÷ steps of the meta training that gave the
+            gradients: twice the steps move twice as far, to first order.
         device: where sums are kept and solved, e.g. `cuda`.
 
     Attributes:
@@ -37,6 +39,7 @@ class SubsetEstimator(BaseEstimator):
         target_: the target, or several joined by ` + `.
         num_dev_samples_: dev samples behind every estimate.
         calibration_: the posterior, after `calibrate`; None before.
+        num_true_runs_: true fine-tunes that it was calibrated with.
 
     Example:
         >>> estimator = SubsetEstimator().fit(store, target="strategyqa")  # doctest: +SKIP
@@ -49,11 +52,13 @@ class SubsetEstimator(BaseEstimator):
         surrogate: str | Sequence[str] = "default",
         regularization: float | None = None,
         budget: str = "steps",
+        relative_steps: float = 1.0,
         device: str = "cpu",
     ) -> None:
         self.surrogate = surrogate
         self.regularization = regularization
         self.budget = budget
+        self.relative_steps = relative_steps
         self.device = device
 
     def fit(
@@ -84,7 +89,10 @@ class SubsetEstimator(BaseEstimator):
         self.sketches_ = [(s, seed) for s in self.stores_ for seed in s.seeds]
         self.expansions_: list[tuple[list[Surrogate], DevStatistics]] = [
             (
-                [cls(self.regularization, self.budget, self.device).fit(s, seed) for cls in classes],
+                [
+                    cls(self.regularization, self.budget, self.relative_steps, self.device).fit(s, seed)
+                    for cls in classes
+                ],
                 dev_statistics(s, self.targets_, seed).to(self.device),
             )
             for s, seed in self.sketches_
@@ -93,6 +101,7 @@ class SubsetEstimator(BaseEstimator):
         self.num_dev_samples_ = len(self.expansions_[0][1].share)
         self._count_tasks(first)
         self.calibration_: Calibration | None = None
+        self.num_true_runs_ = 0
         self._yardstick: tuple[float, float] | None = None
         return self
 
@@ -133,6 +142,11 @@ class SubsetEstimator(BaseEstimator):
             mean, std = self.calibration_.predict(mean, weights)
         return (mean, std) if return_std else mean
 
+    def first_order(self, subsets: Subsets) -> np.ndarray:
+        """Estimate target losses as `predict` does, but as they are without any calibration: (m,) nats per token."""
+        check_is_fitted(self)
+        return self._first_order(self.task_weights(subsets))[0]
+
     def predict_difference(self, subsets: Subsets, others: Subsets) -> tuple[np.ndarray, np.ndarray]:
         """Estimate by how much the loss of each subset is above that of another, with a standard deviation.
 
@@ -151,16 +165,14 @@ class SubsetEstimator(BaseEstimator):
             estimates = [self._first_order(weights)[0] for weights in (first, second)]
             return self.calibration_.difference(estimates[0], first, estimates[1], second)
         rows = [
-            (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev.share)
+            (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
             for surrogates, dev in self.expansions_
         ]
         return over_expansions(rows)
 
     def _first_order(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return uncalibrated estimates and their standard deviations, over expansions and dev samples."""
-        return over_expansions(
-            [(self._rows(surrogates, dev, weights), dev.share) for surrogates, dev in self.expansions_]
-        )
+        return over_expansions([(self._rows(surrogates, dev, weights), dev) for surrogates, dev in self.expansions_])
 
     def _rows(self, surrogates: list[Surrogate], dev: DevStatistics, weights: np.ndarray) -> Tensor:
         """Return (m, k) estimates of every dev sample."""
@@ -212,6 +224,7 @@ class SubsetEstimator(BaseEstimator):
         """
         check_is_fitted(self)
         self.calibration_ = None
+        self.num_true_runs_ = len(true_losses)
         if len(subsets) or len(true_losses):
             weights = self.task_weights(subsets)
             if self._yardstick is None:  # the same for every calibration
@@ -247,16 +260,23 @@ class SubsetEstimator(BaseEstimator):
         return weights
 
 
-def over_expansions(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return means (m,) and standard deviations (m,) over dev samples and expansions.
+def over_expansions(rows: Sequence[tuple[Tensor, DevStatistics]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return means (m,) and standard deviations (m,) over dev samples (within each target) and expansions.
 
     Args:
-        rows: for each expansion, numbers (m, k) about k dev samples and the shares (k,) of these in a mean.
+        rows: for each expansion, numbers (m, k) about the k dev samples.
     """
-    means = torch.stack([r @ share for r, share in rows])
-    sampling = torch.stack([(r - (r @ share)[:, None]).square() @ share.square() for r, share in rows]).mean(0)
+    means = torch.stack([r @ dev.share for r, dev in rows])
+    sampling = torch.stack([(r - target_means(r, dev)).square() @ dev.share.square() for r, dev in rows]).mean(0)
     between = means.var(0) if len(rows) > 1 else torch.zeros_like(sampling)
     return means.mean(0).cpu().numpy(), (sampling + between).sqrt().cpu().numpy()
+
+
+def target_means(rows: Tensor, dev: DevStatistics) -> Tensor:
+    """Return (m, k) for numbers (m, k) about dev samples the mean over the target of each sample."""
+    member = torch.nn.functional.one_hot(dev.target).to(rows.dtype)  # (k, targets)
+    shares = dev.share[:, None] * member
+    return (rows @ shares) / shares.sum(0) @ member.T
 
 
 def mean_displacement(surrogates: Sequence[Surrogate], weights: np.ndarray) -> Tensor:

@@ -98,7 +98,7 @@ def measure_fidelity(
         coverage=None if inside is None else float(inside.mean()),
         **noise_ceiling(table),
         intervals={k: (low, high) for k, (low, high) in intervals.items()},
-        verdict=verdict(figures["spearman"], figures["relative_error"], constant_error, len(t)),
+        verdict=verdict(figures["spearman"], len(t), values_hold(e, t, seed)),
     )
 
 
@@ -143,13 +143,21 @@ def leave_one_out_means(t: np.ndarray) -> np.ndarray:
     return (t.sum() - t) / (len(t) - 1)
 
 
-def verdict(spearman: float, error: float, constant: float, num_subsets: int) -> str:
+def values_hold(e: np.ndarray, t: np.ndarray, seed: int) -> bool:
+    """Say whether errors are at most half of the constant predictor's, and surely smaller (95 %, paired bootstrap)."""
+    errors, constant = np.abs(e - t) / np.abs(t), np.abs(leave_one_out_means(t) - t) / np.abs(t)
+    draws = np.random.default_rng(seed).integers(len(e), size=(RESAMPLES, len(e)))
+    worst = np.quantile((errors - constant)[draws].mean(1), 0.95)
+    return bool(worst < 0 and errors.mean() <= constant.mean() / 2)
+
+
+def verdict(spearman: float, num_subsets: int, values: bool) -> str:
     """Say in words what the numbers allow; a rank correlation below twice its standard error counts for nothing."""
     if num_subsets < FEWEST:
         return f"{num_subsets} subsets are too few to tell: verify {FEWEST} or more"
     if spearman < max(0.3, 2 / np.sqrt(num_subsets - 1)):
         return "do not trust: the ranking is not clearly better than chance"
-    if error < constant:
+    if values:
         return "trust the ranking and the values"
     return "trust the ranking, not the values"
 

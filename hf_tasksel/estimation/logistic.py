@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..gradients.store import GradientStore
 from .statistics import task_codes, task_statistics
-from .surrogate import CHUNK_BYTES, Surrogate, mean_eigenvalue, weighted_sum
+from .surrogate import CHUNK_BYTES, Surrogate, check_condition, mean_eigenvalue, weighted_sum
 
 MAX_ITERATIONS = 200
 LINE_STEPS = 4
@@ -42,6 +42,7 @@ class OffsetLogistic(Surrogate):
         self.tasks = torch.from_numpy(codes[train]).to(self.device)
         total = self.hessians.samples.sum()
         self.damping = self.regularization * mean_eigenvalue(self.hessians) * float(self.hessians.weight.sum() / total)
+        check_condition(self.hessians, self.damping * float(total / self.hessians.weight.sum()))
         return self
 
     def _offsets(self, store: GradientStore) -> np.ndarray:

@@ -55,6 +55,7 @@ class DevStatistics:
         value: (k,) mean loss (nats) or log-odds per token at the expansion point.
         gradient: (k, d) its projected gradient.
         num_tokens: (k,) answer tokens.
+        target: (k,) which target a sample is of, 0, 1, …
     """
 
     share: Tensor
@@ -62,6 +63,7 @@ class DevStatistics:
     value: Tensor
     gradient: Tensor
     num_tokens: Tensor
+    target: Tensor
 
     def to(self, device: str | torch.device) -> DevStatistics:
         """Return the same on another device."""
@@ -200,4 +202,5 @@ def dev_statistics(
         value=torch.from_numpy(values[rows].astype(np.float64)),
         gradient=torch.from_numpy(store.gradients_at(rows, objective, seed)),
         num_tokens=torch.from_numpy(store.num_tokens[rows].astype(np.float64)),
+        target=torch.from_numpy(np.repeat(np.arange(len(parts)), [len(part) for part in parts])),
     )

@@ -27,6 +27,7 @@ class Surrogate:
         regularization: λ, relative to the mean eigenvalue of the curvature over all tasks; the class's own if None.
         budget: what is fixed in the fine-tunes that are estimated: `steps`, or `epochs`, where a larger subset trains
             for more steps: λ_S = λ · samples of all tasks ÷ samples of S.
+        relative_steps: steps of the fine-tunes (on all tasks) ÷ steps of meta training; λ is divided by it.
         device: where the sums are kept and solved.
 
     Attributes:
@@ -40,14 +41,21 @@ class Surrogate:
     default_regularization: float = 1.0
 
     def __init__(
-        self, regularization: float | None = None, budget: str = "steps", device: str | torch.device = "cpu"
+        self,
+        regularization: float | None = None,
+        budget: str = "steps",
+        relative_steps: float = 1.0,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.regularization = self.default_regularization if regularization is None else regularization
         if not self.regularization > 0:
             raise ConfigError(f"estimator.regularization must be positive, not {self.regularization}")
         if budget not in BUDGETS:
             raise ConfigError(f"estimator.budget must be one of {list(BUDGETS)}, not {budget!r}")
+        if not relative_steps > 0:
+            raise ConfigError(f"relative_steps must be positive, not {relative_steps}")
         self.budget = budget
+        self.scale = relative_steps
         self.device = device
 
     def fit(self, store: GradientStore, seed: int | None = None) -> Surrogate:
@@ -59,8 +67,9 @@ class Surrogate:
         raise NotImplementedError
 
     def relative_steps(self, weights: Tensor, samples: Tensor) -> Tensor:
-        """Return (m,) how many steps a subset's fine-tune takes, relative to that of all tasks."""
-        return weights @ samples / samples.sum() if self.budget == "epochs" else torch.ones_like(weights[:, 0])
+        """Return (m,) how many steps a subset's fine-tune takes, relative to meta training."""
+        share = weights @ samples / samples.sum() if self.budget == "epochs" else torch.ones_like(weights[:, 0])
+        return self.scale * share
 
 
 def mean_eigenvalue(statistics: TaskStatistics) -> float:

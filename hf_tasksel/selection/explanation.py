@@ -61,4 +61,5 @@ def explain(
         scores=scores,
         cost_per_token=objective.cost_per_token,
         estimator=objective.estimator.get_params(),
+        true_runs=objective.estimator.num_true_runs_,
     )

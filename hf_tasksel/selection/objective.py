@@ -63,6 +63,8 @@ def size_bounds(n: int, min_tasks: int, max_tasks: int | None) -> tuple[int, int
     Raises:
         ConfigError: when no number satisfies both bounds.
     """
+    if min_tasks > n:
+        raise ConfigError(f"selection.min_tasks is {min_tasks}, but there are {n} tasks")
     if max_tasks is not None and not max(1, min_tasks) <= max_tasks:
         raise ConfigError(
             f"selection.max_tasks is {max_tasks}, but must be at least 1 and selection.min_tasks ({min_tasks})"

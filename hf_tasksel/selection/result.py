@@ -57,6 +57,7 @@ class SelectionResult:
         estimator: parameters of the estimator, for the record.
         effects_std: standard deviations of the effects, see `SubsetEstimator.predict_difference`. None when the
             estimator gives none.
+        true_runs: true fine-tunes that the estimates are calibrated with; 0 for first-order estimates.
         cost_per_token: nats per million training tokens that the search added to its estimates; among the numbers
             here, only scores hold it.
     """
@@ -73,6 +74,7 @@ class SelectionResult:
     estimator: dict[str, Any] = field(default_factory=dict)
     effects_std: dict[str, float] | None = None
     cost_per_token: float = 0.0
+    true_runs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` reads back."""

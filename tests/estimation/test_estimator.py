@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
+from estimation.synthetic import random_columns
 from hf_tasksel.errors import ConfigError, DataError, StoreError
 from hf_tasksel.estimation.estimator import SubsetEstimator
 from hf_tasksel.gradients.store import GradientStore
@@ -118,9 +119,35 @@ def test_several_stores_are_averaged(store, tmp_path):
     assert both[0] == pytest.approx(np.mean(alone))
 
 
+def test_targets_that_differ_are_no_sampling_noise(tmp_path):
+    """Every dev sample of a target has the same loss: the mean over targets is then known exactly."""
+    columns = random_columns()
+    dev = np.flatnonzero(columns["split"] == "dev")
+    columns["task"] = columns["task"].astype(object)
+    columns["task"][dev[:7]] = "other"
+    columns["loss"][dev], columns["loss"][dev[:7]] = 1.0, 3.0
+    columns["loss_gradient"][dev] = 0.1
+    estimator = SubsetEstimator().fit(GradientStore.from_arrays(tmp_path / "s", **columns), {"goal": 1, "other": 1})
+    mean, std = estimator.predict([["t0"], ["t1", "t2"]], return_std=True)
+    assert estimator.expansions_[0][1].value @ estimator.expansions_[0][1].share == pytest.approx(2.0)
+    np.testing.assert_allclose(std, 0, atol=1e-7)
+    assert mean[0] != mean[1]
+
+
+@pytest.mark.parametrize("surrogate", ["empirical_fisher", "gradient_flow", "inner_product"])
+def test_longer_fine_tunes_move_further(surrogate, store):
+    """Twice the steps are half the λ; for one gradient step, twice the way."""
+    longer = SubsetEstimator(surrogate, 0.4, relative_steps=2.0).fit(store, "goal")
+    halved = SubsetEstimator(surrogate, 0.2).fit(store, "goal")
+    np.testing.assert_allclose(longer.predict([["a"]]), halved.predict([["a"]]))
+    with pytest.raises(ConfigError, match="relative_steps must be positive"):
+        SubsetEstimator(relative_steps=0).fit(store, "goal")
+
+
 def test_scikit_learn_conventions(store):
     estimator = SubsetEstimator("empirical_fisher", regularization=0.3)
     expected = {"surrogate": "empirical_fisher", "regularization": 0.3, "budget": "steps", "device": "cpu"}
+    expected["relative_steps"] = 1.0
     assert clone(estimator).get_params() == expected
     assert estimator.fit(store, "goal") is estimator
     with pytest.raises(NotFittedError):

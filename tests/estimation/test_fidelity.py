@@ -26,6 +26,16 @@ def test_a_shift_spoils_values_but_not_the_ranking():
     assert found.ceiling_spearman is None
 
 
+def test_values_are_trusted_only_when_errors_are_clearly_below_those_of_a_constant():
+    rng = np.random.default_rng(0)
+    truth = 5 + 0.1 * rng.normal(size=30)
+    near, far = truth + 0.01 * rng.normal(size=30), truth + 0.06 * rng.normal(size=30)
+    found = measure_fidelity(far, truth)
+    assert found.relative_error < found.constant_error
+    assert found.verdict == "trust the ranking, not the values"
+    assert measure_fidelity(near, truth).verdict == "trust the ranking and the values"
+
+
 def test_numbers_are_those_of_their_definitions():
     estimates = TRUE + np.asarray([0.1, -0.1, 0.2, 0.0, 0.1, -0.3, 0.4, 0.1])
     found = measure_fidelity(estimates, TRUE)

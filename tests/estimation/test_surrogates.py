@@ -182,10 +182,16 @@ def test_an_average_of_surrogates_is_their_mean(store):
 def test_exact_gradients_in_a_basis_of_their_span_give_the_dual_solution(tmp_path):
     long = random_store(tmp_path / "long", per_task=6, dev=5, dim=300)
     short = isometric_store(long, tmp_path / "short")
-    assert short.dim <= len(long) < long.dim
+    assert short.dim <= 2 * len(long) < long.dim
     regularization = 0.1 * long.dim / short.dim  # λ is relative to the mean eigenvalue, a trace ÷ length
     found = SubsetEstimator("empirical_fisher", 0.1).fit(short, "goal").predict([["t0", "t3"]])[0]
     assert found == pytest.approx(slow_estimate("empirical_fisher", long, ["t0", "t3"], regularization), rel=1e-4)
+    for name in ("offset_logistic", "gradient_flow"):
+        exact = SubsetEstimator(name, 0.1).fit(short, "goal").predict([["t0", "t3"], ["t1"]])
+        same = SubsetEstimator(name, regularization).fit(long, "goal").predict([["t0", "t3"], ["t1"]])
+        np.testing.assert_allclose(exact, same, rtol=1e-4)
+    both = SubsetEstimator().fit(short, "goal").predict_log_odds([["t0"]])
+    assert np.isfinite(both).all()
 
 
 def test_mixtures_weigh_samples(store, tmp_path):
@@ -205,6 +211,8 @@ def test_mixtures_weigh_samples(store, tmp_path):
 def test_wrong_parameters_are_one_sentence(store):
     with pytest.raises(ConfigError, match="budget must be one of"):
         SubsetEstimator(budget="years").fit(store, "goal")
+    with pytest.raises(ConfigError, match="too small: condition numbers up to"):
+        SubsetEstimator("offset_logistic", 1e-18).fit(store, "goal")
     with pytest.raises(ConfigError, match="too small: condition numbers up to"):
         SubsetEstimator(regularization=1e-15).fit(store, "goal")
     with pytest.raises(ConfigError, match="did you mean 'gradient_flow'"):

@@ -16,7 +16,7 @@ class FunctionEstimator:
     def __init__(self, loss: Callable[[np.ndarray], float], n: int = 5, tokens: np.ndarray | None = None) -> None:
         self.loss = loss
         self.task_names_ = list("abcdefghijklmnopqrstuvwxyz"[:n]) if n <= 26 else [f"task {i}" for i in range(n)]
-        self.target_ = "goal"
+        self.target_, self.num_true_runs_ = "goal", 0
         self.task_tokens_ = TOKENS[:n] if tokens is None else tokens
         self.task_samples_ = (np.asarray(self.task_tokens_) // 10).astype(int)
         self.rows = 0

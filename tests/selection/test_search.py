@@ -148,7 +148,8 @@ def test_bounds_on_the_number_of_tasks_are_kept(method, additive):
     assert len(SEARCHES[method](additive, max_tasks=1).selected) == 1
     assert len(SEARCHES[method](additive, max_tasks=2).selected) == 2
     assert len(SEARCHES[method](additive, min_tasks=4).selected) == 4
-    assert len(SEARCHES[method](additive, min_tasks=9).selected) == 5
+    with pytest.raises(ConfigError, match="min_tasks is 9, but there are 5 tasks"):
+        SEARCHES[method](additive, min_tasks=9)
     with pytest.raises(ConfigError, match="max_tasks is 2, but must be"):
         SEARCHES[method](additive, max_tasks=2, min_tasks=3)
 
