@@ -21,7 +21,6 @@ from hf_tasksel import cli
 
 start = PartialState.__init__
 gather = Accelerator.get_state_dict
-WITNESS = Path(sys.argv[1])
 
 
 def start_as_accelerator(self: PartialState, *args: Any, **kwargs: Any) -> None:
@@ -36,7 +35,7 @@ def gather_and_witness(self: Accelerator, model: Any, *args: Any, **kwargs: Any)
     """Write down what is saved, then gather it."""
     sharded = all(isinstance(p, DTensor) for p in model.parameters())
     seen = {"kind": str(self.distributed_type), "ranks": self.num_processes, "sharded": sharded}
-    (WITNESS / f"rank-{self.process_index}.json").write_text(json.dumps(seen))
+    (Path(sys.argv[1]) / f"rank-{self.process_index}.json").write_text(json.dumps(seen))
     return gather(self, model, *args, **kwargs)
 
 
