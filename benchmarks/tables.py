@@ -149,8 +149,8 @@ def estimation_speed() -> str:
     header = ["surrogate", "spectrum", "fit, s", "1,000 subsets, s", "scikit-learn one by one, s", "median ratio"]
     greedy, large = result("estimation")["greedy"], result("estimation")["million_rows"]
     return (
-        f"{markdown(header, rows, 'estimation')} So did these: lazy greedy selection of {greedy['selected']} out of 1,729 "
-        f"tasks with 100,000 samples, d = 100, takes {greedy['fit_seconds']} s for the sums and "
+        f"{markdown(header, rows, 'estimation')} So did these: lazy greedy selection of {greedy['selected']} out of "
+        f"1,729 tasks with 100,000 samples, d = 100, takes {greedy['fit_seconds']} s for the sums and "
         f"{greedy['search_seconds']} s for the search; summing up a million rows of {large['dim']} numbers takes "
         f"{large['seconds']} s and {large['peak_memory_mb_added']} MB of memory."
     )
