@@ -120,7 +120,8 @@ def test_a_mixture_needs_a_start(additive):
 def test_the_estimate_of_a_mixture_is_that_of_its_task_weights(budget, tmp_path):
     rng = np.random.default_rng(0)
     count = 120
-    means = np.concatenate([np.tile(np.eye(4, 6), (25, 1)), np.full((20, 6), 0.5)])  # each task helps in another way
+    pulls = np.eye(4, 6) * [[1], [1], [1], [-1]]  # a, b, c help in a way of their own, d hurts
+    means = np.concatenate([np.tile(pulls, (25, 1)), np.full((20, 6), 0.5)])
     store = GradientStore.from_arrays(
         tmp_path / "store",
         task=np.asarray([*"abcd"] * 25 + ["goal"] * 20),
@@ -132,6 +133,7 @@ def test_the_estimate_of_a_mixture_is_that_of_its_task_weights(budget, tmp_path)
     )
     estimator = SubsetEstimator(budget=budget).fit(store, "goal")
     found = optimize_mixture(estimator)
+    assert found.best_subset == ["a", "b", "c"]
     in_subset = np.isin(estimator.task_names_, found.best_subset)
     assert found.num_samples == estimator.task_samples_[in_subset].sum()
     weights = np.asarray([list(found.sample_shares.values())]) * found.num_samples / estimator.task_samples_
