@@ -7,11 +7,18 @@ import sys
 
 import numpy as np
 from datasets import load_dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_tasksel import TaskSelectionTrainer as Trainer
 
 model_name, data_file, output_dir = sys.argv[1:4]
+set_seed(42)  # of the new head
 tokenizer = AutoTokenizer.from_pretrained(model_name)
 rows = load_dataset("json", data_files=data_file, split="train").class_encode_column("label")
 classes = rows.features["label"].names

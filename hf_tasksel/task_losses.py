@@ -58,7 +58,8 @@ class RunningTaskLosses:
         """Count the mean losses (batch,) of samples, whose tasks `side["task"]` numbers."""
         task = side["task"]
         if self.sums.device != task.device:
-            self.sums = self.sums.to(task.device)
+            dtype = torch.float32 if task.device.type == "mps" else self.sums.dtype  # MPS has no float64
+            self.sums = self.sums.to(task.device, dtype)
         tokens = num_tokens.to(self.sums.dtype)
         self.sums.index_add_(0, task, torch.stack([loss.to(self.sums.dtype) * tokens, tokens], dim=1))
 
@@ -104,7 +105,9 @@ def sample_losses(
         num_tokens = ((shifted(labels) if shift else labels) != IGNORE_INDEX).sum(1)
         return -output["log_probs"].float().sum(1) / num_tokens.clamp(min=1), num_tokens
     logits = output.get("logits")
-    if not isinstance(logits, torch.Tensor):
+    if not isinstance(logits, torch.Tensor) or labels.is_floating_point():
+        return None
+    if labels.numel() != len(logits) if logits.dim() == 2 else labels.shape != logits.shape[:2]:
         return None
     if logits.dim() == 2:
         logits, labels = logits[:, None], labels.reshape(-1, 1)

@@ -103,6 +103,8 @@ def combine_tasks(
         raise DataError("a dataset without rows was given: leave it out, or give it rows")
     combined = label_tasks(tasks, names) if isinstance(tasks, Dataset) else join_tasks(tasks, names)
     if "sample_idx" in combined.column_names:
+        if len(combined.unique("sample_idx")) < len(combined):
+            raise DataError("sample_idx occurs twice: remove the column, and rows are numbered anew")
         return combined
     return combined.add_column("sample_idx", np.arange(first_idx, first_idx + len(combined)))
 
@@ -144,7 +146,17 @@ def join_tasks(tasks: Mapping[str, Dataset], names: list[str] | None) -> Dataset
             )
         parts.append(rows.remove_columns("task") if "task" in rows.column_names else rows)
     column = np.repeat(labels.str2int(list(tasks)), [len(part) for part in parts])
-    return concatenate_datasets(parts).add_column("task", column, feature=labels)
+    try:
+        return concatenate_datasets(parts).add_column("task", column, feature=labels)
+    except ValueError as error:
+        for name, part in zip(tasks, parts, strict=True):
+            for key in first.column_names:
+                if key != "task" and part.features[key] != parts[0].features[key]:
+                    raise DataError(
+                        f"tasks must have the same columns, but {key!r} is {parts[0].features[key]} in {first_name!r} "
+                        f"and {part.features[key]} in {name!r}"
+                    ) from error
+        raise
 
 
 def load_tasks(config: RunConfig) -> TaskSplits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,8 @@ class TaskSelectionMixin(TrainerBase):
         self._side: dict[str, torch.Tensor] = {}
         self._tokenizes_itself = hasattr(self, "_prepare_dataset")  # SFTTrainer
         text_rows = has_text_rows(train_dataset) or has_text_rows(eval_dataset)
+        if model is None and not self._tokenizes_itself and (text_rows or peft_config is not None):
+            raise DataError("with model_init, tokenize the rows first and let model_init add the adapter")
         check_streams(train_dataset, getattr(args, "sampler", "proportional"))
         if isinstance(args, TaskSelectionMixinConfig):
             check_packing(args)
@@ -133,7 +136,7 @@ class TaskSelectionMixin(TrainerBase):
             if processing_class.pad_token is None:
                 raise DataError("the tokenizer has no padding token: set tokenizer.pad_token, e.g. to its eos_token")
             data_collator = DataCollatorForSeq2Seq(processing_class, padding=True)
-        given = len(train_dataset) if isinstance(train_dataset, Dataset) else None
+        given = train_dataset if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model,
             args,
@@ -144,12 +147,8 @@ class TaskSelectionMixin(TrainerBase):
             *rest,
             **kwargs,
         )
-        if given is not None and len(self.train_dataset) < given:
-            warnings.warn(
-                f"{given - len(self.train_dataset)} of {given} training rows have no answer token left within "
-                "max_length and were dropped by SFTTrainer: raise max_length to keep them",
-                stacklevel=2,
-            )
+        if given is not None and len(self.train_dataset) < len(given):
+            tell_dropped_rows(given, self.train_dataset)
         self.data_collator: Any = TaskDataCollator(self.data_collator)
         self._mend_accumulation()
         if isinstance(self.args, TaskSelectionMixinConfig):
@@ -213,9 +212,8 @@ class TaskSelectionMixin(TrainerBase):
         return MultitaskSampler(rows["task"], sampler, self.args.sampler_temperature, seed)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take side columns off the batch, leave the loss to the Trainer, and record the losses of tasks."""
-        side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs} or self._side
-        inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
+        """Leave the loss to the Trainer, and record the losses of tasks."""
+        side = self._side
         recorder = self._running if model.training else self._exact_loss
         if recorder is None or "labels" not in inputs or "sample_idx" not in side:
             return super().compute_loss(model, inputs, *args, **kwargs)
@@ -228,8 +226,12 @@ class TaskSelectionMixin(TrainerBase):
         with last_output(model) as found:  # asking for the outputs would change what the Trainer does
             result = super().compute_loss(model, inputs, *args, **kwargs)
         losses = sample_losses(found, labels, shifts_labels(self.model))
-        if losses is not None:
-            recorder.add(side, *losses)
+        if losses is None:
+            return result
+        if recorder is self._exact_loss and not is_cross_entropy(result, *losses):
+            self._exact_loss = None  # the model has a loss of its own: eval_loss stays the Trainer's
+            return result
+        recorder.add(side, *losses)
         return result
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -238,14 +240,17 @@ class TaskSelectionMixin(TrainerBase):
             logs = {**logs, **self._running.report()}
         super().log(logs, *args, **kwargs)
 
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Keep side columns away from `generate`."""
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Take side columns off the batch, before any `compute_loss` or `generate` sees it."""
+        inputs = super()._prepare_inputs(inputs)
         self._side = {c: inputs[c] for c in SIDE_COLUMNS if c in inputs}
-        inputs = {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS}
-        try:
-            return super().prediction_step(model, inputs, *args, **kwargs)
-        finally:
-            self._side = {}
+        return {k: v for k, v in inputs.items() if k not in SIDE_COLUMNS} if self._side else inputs
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; a dataset given here is tokenized like those given to the constructor."""
+        if isinstance(test_dataset, Dataset):
+            test_dataset = self._prepare_rows(test_dataset, self.processing_class, "test")
+        return super().predict(test_dataset, *args, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in Trainer; datasets given here are tokenized like those given to the constructor."""
@@ -262,9 +267,14 @@ class TaskSelectionMixin(TrainerBase):
         metric_key_prefix: str = "eval",
         **kwargs: Any,
     ) -> Any:
-        """As in Trainer, with exact losses: Σ token losses ÷ Σ tokens whatever the batch size, and one per task."""
-        custom_loss = self.compute_loss_func is not None or self.label_smoother is not None
-        self._exact_loss = None if custom_loss else ExactLoss()
+        """As in Trainer; with `TaskSelectionConfig` losses are exact, and there is one per task.
+
+        Σ token losses ÷ Σ tokens, whatever the batch size. A model or Trainer with a loss that is not the plain
+        cross-entropy keeps it.
+        """
+        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
+        exact = isinstance(self.args, TaskSelectionMixinConfig) and not own_loss
+        self._exact_loss = ExactLoss() if exact else None
         output = super().evaluation_loop(
             dataloader,
             description,
@@ -340,6 +350,34 @@ class TaskSelectionMixin(TrainerBase):
             joined = combine_tasks(concatenate_datasets(named), names, first_idx=len(self.train_dataset))
             splits["dev"] = joined
         return splits
+
+
+def is_cross_entropy(result: Any, loss: torch.Tensor, num_tokens: torch.Tensor) -> bool:
+    """Say whether what `compute_loss` returned is the mean over tokens of these losses (batch,), up to rounding."""
+    returned = (result[0] if isinstance(result, tuple) else result).detach().mean()
+    mean = (loss * num_tokens).sum() / num_tokens.sum().clamp(min=1)
+    rtol = 1e-3 if returned.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool(torch.isclose(mean, returned.to(mean.dtype), rtol=rtol, atol=1e-4)) or not bool(
+        torch.isfinite(returned)
+    )
+
+
+def tell_dropped_rows(given: Dataset, kept: Dataset) -> None:
+    """Warn of rows that SFTTrainer left out because nothing of their answer is within `max_length`.
+
+    Raises:
+        DataError: when nothing is left of a task.
+    """
+    names, left = given.features["task"].names, Counter(kept["task"])
+    lost = {names[t]: count - left[t] for t, count in Counter(given["task"]).items() if count > left[t]}
+    gone = [name for name in lost if not left[names.index(name)]]
+    if gone:
+        raise DataError(f"no row of task {gone[0]!r} has an answer token within max_length: raise max_length")
+    warnings.warn(
+        f"{sum(lost.values())} of {len(given)} training rows have no answer token left within max_length and were "
+        f"dropped by SFTTrainer: raise max_length to keep them; by task: {lost}",
+        stacklevel=3,
+    )
 
 
 def has_text_rows(rows: Any) -> bool:

@@ -41,6 +41,8 @@ class TaskSelectionMixinConfig:
             raise ConfigError(
                 f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}{did_you_mean(self.sampler, SAMPLERS)}"
             )
+        if not self.sampler_temperature > 0:
+            raise ConfigError(f"sampler_temperature must be positive, not {self.sampler_temperature}")
         parent: Any = super()
         parent.__post_init__()
 

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from conftest import word_rows, write_jsonl
 from hf_tasksel import GradientStore, SelectionResult
@@ -16,7 +18,7 @@ from hf_tasksel import GradientStore, SelectionResult
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-def example(name: str, *arguments: object) -> str:
+def example(name: str | Path, *arguments: object) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -24,20 +26,40 @@ def example(name: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_drop_in_trainer(base_folder, tmp_path):
-    data = write_jsonl(
-        tmp_path / "d.jsonl", [{"text": f"{r['question']} {r['answer']}"} for r in word_rows("x", 40, 1)]
-    )
-    assert "'eval_loss'" in example("drop_in_trainer.py", base_folder, data, tmp_path / "out")
-    swapped = (EXAMPLES / "drop_in_trainer.py").read_text()
-    assert swapped.count("hf_tasksel") == 1, "the class name must be the only difference"
+def swapped_back(name: str, folder: Path) -> Path:
+    """Return a copy of an example that uses the class of transformers."""
+    lines = (EXAMPLES / name).read_text().splitlines()
+    (place,) = (i for i, line in enumerate(lines) if "hf_tasksel" in line)  # the import is the only difference
+    lines[place] = f"from transformers import {lines[place].rpartition(' ')[2]}"
+    path = folder / f"plain_{name}"
+    path.write_text("\n".join(lines))
+    return path
 
 
-def test_drop_in_classifier(base_folder, tmp_path):
-    rows = [{"text": r["question"], "label": r["answer"][0]} for r in word_rows("x", 60, 1)]
-    said = example("drop_in_classifier.py", base_folder, write_jsonl(tmp_path / "d.jsonl", rows), tmp_path / "out")
-    assert "'eval_accuracy'" in said
-    assert (EXAMPLES / "drop_in_classifier.py").read_text().count("hf_tasksel") == 1
+@pytest.mark.parametrize("kind", ["trainer", "classifier", "seq2seq"])
+def test_a_drop_in_trains_to_the_weights_of_the_original_script(kind, base_folder, tokenizer, tmp_path):
+    words = word_rows("x", 40, 1)
+    rows = {
+        "trainer": [{"text": f"{r['question']} {r['answer']}"} for r in words],
+        "classifier": [{"text": r["question"], "label": r["answer"][0]} for r in words],
+        "seq2seq": [{"document": r["question"], "summary": r["answer"]} for r in words],
+    }[kind]
+    data, name, model = write_jsonl(tmp_path / "d.jsonl", rows), f"drop_in_{kind}.py", base_folder
+    if kind == "seq2seq":
+        torch.manual_seed(0)
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+        model = tmp_path / "t5"
+        special = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}
+        T5ForConditionalGeneration(T5Config(vocab_size=320, **sizes, **special)).save_pretrained(model)
+        tokenizer.save_pretrained(model)
+    said = [
+        example(script, model, data, tmp_path / f"out-{i}")
+        for i, script in enumerate((name, swapped_back(name, tmp_path)))
+    ]
+    assert all("'eval_loss'" in text for text in said)
+    ours, theirs = (load_file(tmp_path / f"out-{i}" / "model.safetensors") for i in (0, 1))
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=0, atol=0)
 
 
 def test_sft_mixin(base_folder, tmp_path):

@@ -6,7 +6,7 @@ import gzip
 import json
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
 from conftest import word_rows, write_jsonl
 from hf_tasksel.config import RunConfig
@@ -52,6 +52,14 @@ def test_empty_or_mismatched_tasks_are_refused_by_name():
         combine_tasks({"a": rows(1), "b": Dataset.from_dict({"y": [1]})})
     with pytest.raises(DataError, match="no task"):
         combine_tasks({})
+
+
+def test_columns_of_other_types_and_repeated_numbers_are_refused():
+    with pytest.raises(DataError, match=r"'x' is Value\('int64'\) in 'a' and Value\('string'\) in 'b'"):
+        combine_tasks({"a": rows(1), "b": Dataset.from_dict({"x": ["one"]})})
+    numbered = combine_tasks({"a": rows(1, 2)})
+    with pytest.raises(DataError, match="sample_idx occurs twice"):
+        combine_tasks(concatenate_datasets([numbered, numbered]))
 
 
 def test_two_tasks_of_one_name_are_refused(run_values, task_folder, tmp_path):

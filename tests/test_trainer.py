@@ -101,6 +101,20 @@ def test_a_fresh_adapter_is_refused_by_the_gradient_pass(text_tasks, tokenizer, 
         trainer.collect_gradients()
 
 
+def test_text_is_predicted_on_and_needs_a_model_to_tokenize_for(text_tasks, tokenizer, tmp_path):
+    trainer = TaskSelectionTrainer(
+        tiny_llama(), config(tmp_path), train_dataset=text_tasks, processing_class=tokenizer
+    )
+    found = trainer.predict(text_tasks["next"]).metrics["test_loss"]
+    assert found == pytest.approx(trainer.evaluate(text_tasks["next"])["eval_loss"])
+    with pytest.raises(DataError, match="with model_init, tokenize the rows first"):
+        TaskSelectionTrainer(
+            args=config(tmp_path), train_dataset=text_tasks, processing_class=tokenizer, model_init=tiny_llama
+        )
+    with pytest.raises(ConfigError, match="sampler_temperature must be positive"):
+        config(tmp_path, sampler_temperature=0)
+
+
 def test_a_checkpoint_that_was_not_kept_is_named(text_tasks, tokenizer, tmp_path):
     args = config(tmp_path, max_steps=10, meta_checkpoints=["half"])
     trainer = TaskSelectionTrainer(
