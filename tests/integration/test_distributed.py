@@ -167,7 +167,8 @@ def test_a_training_goes_on_in_one_process_where_two_ranks_stopped(batch, resume
     kind, output = shared
     if kind != "ddp":
         pytest.skip("once is enough")
-    shutil.copytree(output / "meta" / "checkpoint-3", tmp_path / "meta" / "checkpoint-3")
+    for name in ("checkpoint-2", "checkpoint-3"):
+        shutil.copytree(output / "meta" / name, tmp_path / "meta" / name)
     shutil.copy(output / "meta" / "resume.json", tmp_path / "meta")
     values = json.loads((output / "run.json").read_text())["config"]
     said: list[str] = []
