@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,6 +92,24 @@ def check_answers(rows: Any, shift: bool) -> None:
             )
     counts = {names[t]: int(n) for t, n in zip(*np.unique(tasks[empty], return_counts=True), strict=True)}
     warnings.warn(f"rows whose labels are all {IGNORE_INDEX} train nothing; by task: {counts}", stacklevel=4)
+
+
+def tell_dropped_rows(given: Dataset, kept: Dataset) -> None:
+    """Warn of rows that SFTTrainer left out because nothing of their answer is within `max_length`.
+
+    Raises:
+        DataError: when nothing is left of a task.
+    """
+    names, left = given.features["task"].names, Counter(kept["task"])
+    lost = {names[t]: count - left[t] for t, count in Counter(given["task"]).items() if count > left[t]}
+    gone = [name for name in lost if not left[names.index(name)]]
+    if gone:
+        raise DataError(f"no row of task {gone[0]!r} has an answer token within max_length: raise max_length")
+    warnings.warn(
+        f"{sum(lost.values())} of {len(given)} training rows have no answer token left within max_length and were "
+        f"dropped by SFTTrainer: raise max_length to keep them; by task: {lost}",
+        stacklevel=3,
+    )
 
 
 def answer_counts(labels: pa.ChunkedArray, shift: bool) -> np.ndarray:

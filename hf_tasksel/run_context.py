@@ -15,7 +15,7 @@ from .arguments import comparisons, fine_tuning_arguments, meta_arguments
 from .config import RunConfig
 from .distributed import barrier, distributed_rank
 from .errors import ConfigError, TaskSelectionError
-from .estimation.surrogates import surrogate_class
+from .estimation.surrogates import surrogate_classes
 from .fingerprints import data_fingerprint, value_fingerprint
 from .formatting import tokenize_rows
 from .gradients.collator import GradientCollator
@@ -130,7 +130,11 @@ class Run:
             return {
                 "meta": self.record.fingerprint("meta"),
                 "gradients": {name: self.record.fingerprint(name) for name in self.gradient_stages},
-                "estimator": {**dataclasses.asdict(c.estimator), "budget": c.budget},
+                "estimator": {
+                    **dataclasses.asdict(c.estimator),
+                    "budget": c.budget,
+                    "relative_steps": c.relative_steps,
+                },
                 "selection": dataclasses.asdict(c.selection),
             }
         return {**base, "meta": c.meta, "fine_tuning": c.fine_tuning, "generation": c.generation}
@@ -143,8 +147,7 @@ def check_estimator(config: RunConfig) -> None:
         ConfigError: naming the option.
     """
     options = config.estimator
-    for name in [options.surrogate] if isinstance(options.surrogate, str) else options.surrogate:
-        surrogate = surrogate_class(name)
+    for surrogate in surrogate_classes(options.surrogate):
         surrogate(options.regularization, config.budget)
         missing = sorted(set(surrogate.objectives) - set(config.gradients.objectives))
         if missing:

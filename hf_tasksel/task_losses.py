@@ -117,3 +117,13 @@ def sample_losses(
     sums = [functional.cross_entropy(z.float(), y, reduction="sum") for z, y in zip(logits, labels, strict=True)]
     num_tokens = (labels != IGNORE_INDEX).sum(1)
     return torch.stack(sums) / num_tokens.clamp(min=1), num_tokens
+
+
+def is_cross_entropy(result: Any, loss: torch.Tensor, num_tokens: torch.Tensor) -> bool:
+    """Say whether what `compute_loss` returned is the mean over tokens of these losses (batch,), up to rounding."""
+    returned = (result[0] if isinstance(result, tuple) else result).detach().mean()
+    mean = (loss * num_tokens).sum() / num_tokens.sum().clamp(min=1)
+    rtol = 1e-3 if returned.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool(torch.isclose(mean, returned.to(mean.dtype), rtol=rtol, atol=1e-4)) or not bool(
+        torch.isfinite(returned)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,9 @@ from .gradients.objective import shifts_labels
 from .gradients.preconditioning import save_second_moments
 from .gradients.samples import SIDE_COLUMNS
 from .gradients.store import GradientStore
-from .row_checks import check_answers, check_columns, check_packing, check_streams
+from .row_checks import check_answers, check_columns, check_packing, check_streams, tell_dropped_rows
 from .sampling import MultitaskSampler
-from .task_losses import ExactLoss, RunningTaskLosses, last_output, sample_losses
+from .task_losses import ExactLoss, RunningTaskLosses, is_cross_entropy, last_output, sample_losses
 from .tasks import combine_tasks
 from .training_args import TaskSelectionMixinConfig
 
@@ -350,34 +349,6 @@ class TaskSelectionMixin(TrainerBase):
             joined = combine_tasks(concatenate_datasets(named), names, first_idx=len(self.train_dataset))
             splits["dev"] = joined
         return splits
-
-
-def is_cross_entropy(result: Any, loss: torch.Tensor, num_tokens: torch.Tensor) -> bool:
-    """Say whether what `compute_loss` returned is the mean over tokens of these losses (batch,), up to rounding."""
-    returned = (result[0] if isinstance(result, tuple) else result).detach().mean()
-    mean = (loss * num_tokens).sum() / num_tokens.sum().clamp(min=1)
-    rtol = 1e-3 if returned.dtype in (torch.float32, torch.float64) else 2e-2
-    return bool(torch.isclose(mean, returned.to(mean.dtype), rtol=rtol, atol=1e-4)) or not bool(
-        torch.isfinite(returned)
-    )
-
-
-def tell_dropped_rows(given: Dataset, kept: Dataset) -> None:
-    """Warn of rows that SFTTrainer left out because nothing of their answer is within `max_length`.
-
-    Raises:
-        DataError: when nothing is left of a task.
-    """
-    names, left = given.features["task"].names, Counter(kept["task"])
-    lost = {names[t]: count - left[t] for t, count in Counter(given["task"]).items() if count > left[t]}
-    gone = [name for name in lost if not left[names.index(name)]]
-    if gone:
-        raise DataError(f"no row of task {gone[0]!r} has an answer token within max_length: raise max_length")
-    warnings.warn(
-        f"{sum(lost.values())} of {len(given)} training rows have no answer token left within max_length and were "
-        f"dropped by SFTTrainer: raise max_length to keep them; by task: {lost}",
-        stacklevel=3,
-    )
 
 
 def has_text_rows(rows: Any) -> bool:

@@ -30,7 +30,7 @@ from .progress import progress_bar
 from .run_context import Run
 from .truth import TRUTH_FOLDER
 
-Job = tuple[Choice, int, bool]  # that, the seed, and whether answers are generated too
+Job = tuple[Choice, int, bool]  # what to train on, the seed, and whether answers are generated too
 
 
 @dataclass(frozen=True)

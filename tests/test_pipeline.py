@@ -108,7 +108,9 @@ def test_a_refused_command_leaves_the_configuration_on_record(change, finished):
 def test_new_gradients_ask_for_a_new_selection(finished):
     values, _, _ = finished
     current = Run(RunConfig.from_dict(values), say=lambda message: None)
+    longer = Run(RunConfig.from_dict({**values, "fine_tuning": {"max_steps": 12}}), say=lambda message: None)
     before = current.settings("select")
+    assert longer.settings("select") != before, "so do fine-tunes of another length"
     current.record.values["stages"]["gradients/checkpoint-3"]["fingerprint"] += "x"
     assert current.settings("select") != before
 

@@ -16,7 +16,7 @@ from ..gradients.store import GradientStore
 from .calibration import Calibration
 from .statistics import DevStatistics, dev_statistics, task_codes
 from .surrogate import Surrogate
-from .surrogates import surrogate_class
+from .surrogates import surrogate_classes
 
 Subsets = Sequence[Sequence[str]] | np.ndarray
 REFERENCE_SUBSETS = 200
@@ -84,8 +84,7 @@ class SubsetEstimator(BaseEstimator):
                 raise DataError(f"{other.path} has other tasks than {first.path}: average stores of one run only")
         self.targets_ = {target: 1.0} if isinstance(target, str) else dict(target)
         self.target_ = " + ".join(self.targets_)
-        names = [self.surrogate] if isinstance(self.surrogate, str) else list(self.surrogate)
-        classes = [surrogate_class(name) for name in names]
+        classes = surrogate_classes(self.surrogate)
         self.sketches_ = [(s, seed) for s in self.stores_ for seed in s.seeds]
         self.expansions_: list[tuple[list[Surrogate], DevStatistics]] = [
             (

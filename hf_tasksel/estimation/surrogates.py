@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import ConfigError, did_you_mean
 from .closed_form import (
     EmpiricalFisherRidge,
@@ -41,3 +43,8 @@ def surrogate_class(name: str) -> type[Surrogate]:
         known = ["default", *SURROGATES]
         raise ConfigError(f"estimator.surrogate {name!r} is not one of {known}{did_you_mean(name, known)}")
     return SURROGATES[name]
+
+
+def surrogate_classes(names: str | Sequence[str]) -> list[type[Surrogate]]:
+    """Return the classes of one or several registered names; errors as `surrogate_class`."""
+    return [surrogate_class(name) for name in ([names] if isinstance(names, str) else names)]
