@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from .config import DEFAULT_EPOCHS, RunConfig, keyword_arguments
+from .config import DEFAULT_EPOCHS, RunConfig
+from .config_values import keyword_arguments
 from .errors import ConfigError
 from .training_args import Seq2SeqTaskSelectionConfig, TaskSelectionConfig
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from .checkpoints import DEFAULT_CHECKPOINTS
+from .config_values import UniqueKeyLoader, build_dataclass, parse_overrides, set_dotted
 from .errors import ConfigError, did_you_mean
 
 DEFAULT_EPOCHS = 2
@@ -186,19 +185,6 @@ class HubConfig:
     create_pr: bool = False
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML as `yaml.safe_load` does, but a key that occurs twice is an error instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build one mapping."""
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := next((key for key, count in counts.items() if count > 1), None):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} occurs twice in one mapping", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 @dataclass
 class RunConfig:
     """Everything one run needs; see `docs/configuration.md` for a commented example.
@@ -307,100 +293,6 @@ class RunConfig:
     def checkpoint(self) -> str:
         """The meta checkpoint that estimates expand at."""
         return str(self.estimator.checkpoint or self.gradients.checkpoints[0])
-
-
-def build_dataclass(cls: Any, values: Any, where: str) -> Any:
-    """Build dataclass `cls` from a mapping; `where` is the dotted path used in messages."""
-    prefix = f"{where}." if where else ""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'the configuration'} must be a mapping of keys, not {values!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"unknown key {prefix}{key}{did_you_mean(str(key), fields)}")
-    arguments = {key: convert_value(hints[key], value, prefix + key) for key, value in values.items()}
-    for name, f in fields.items():
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{prefix}{name} is missing")
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        raise (error if not where or str(error).startswith(where) else ConfigError(f"{where}: {error}")) from None
-
-
-def convert_value(hint: Any, value: Any, where: str) -> Any:
-    """Check `value` against a type hint, build nested dataclasses, and let an integer stand for a float."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        base: Any = get_origin(option) or option
-        if dataclasses.is_dataclass(base):
-            return build_dataclass(base, value, where)
-        if base is Any or (isinstance(value, base) and not (base in (int, float) and isinstance(value, bool))):
-            return value
-        if base is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            try:  # YAML 1.1 reads 2e-4 (no dot) as a string
-                return float(value)
-            except ValueError:
-                pass
-    expected = " or ".join(
-        "null" if o is type(None) else getattr(get_origin(o) or o, "__name__", str(o)) for o in options
-    )
-    raise ConfigError(f"{where} must be {expected}, not {value!r}")
-
-
-def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
-    """Turn `["--meta.seed", "1", "--hub.push=true"]` into key/value pairs; values are read as YAML."""
-    pairs, rest = [], list(arguments)
-    while rest:
-        key = rest.pop(0)
-        if not key.startswith("--"):
-            raise ConfigError(f"unexpected argument {key!r}: overrides look like --dotted.key value")
-        key, separator, value = key[2:].partition("=")
-        if not separator:
-            if not rest:
-                raise ConfigError(f"override --{key} has no value")
-            value = rest.pop(0)
-        try:
-            pairs.append((key, yaml.safe_load(value)))
-        except yaml.YAMLError:
-            pairs.append((key, value))
-    return pairs
-
-
-def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `values["a"]["b"]` for key `a.b`, making sections on the way."""
-    *sections, last = key.split(".")
-    for section in sections:
-        if not isinstance(values.get(section), dict):
-            values[section] = {}
-        values = values[section]
-    values[last] = value
-
-
-def keyword_arguments(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Check that every key of `values` is a field of dataclass `cls`; numbers written as strings become floats.
-
-    Raises:
-        ConfigError: for an unknown key; the message names the nearest known one.
-    """
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"unknown key {where}.{key}{did_you_mean(str(key), known)}")
-    return {key: as_number(value) if isinstance(value, str) else value for key, value in values.items()}
-
-
-def as_number(text: str) -> Any:
-    """Return `2e-4` and the like as a float: YAML 1.1 leaves exponents without a dot as strings."""
-    if text[:1].isdigit() and "e" in text.lower():
-        try:
-            return float(text)
-        except ValueError:
-            return text
-    return text
 
 
 def resolve_path(path: str) -> str:

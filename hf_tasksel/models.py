@@ -17,7 +17,8 @@ from transformers import (
     set_seed,
 )
 
-from .config import RunConfig, keyword_arguments, resolve_path
+from .config import RunConfig, resolve_path
+from .config_values import keyword_arguments
 from .errors import ConfigError, ModelError
 
 DEFAULT_LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}

@@ -15,7 +15,7 @@ from .hub import CardInfo, push, write_card
 from .plots import plot_evaluation, plot_selection
 from .run_record import RUN_FILE, versions
 from .selection.result import SELECTION_FILE, SelectionResult
-from .tasks import hub_datasets
+from .task_sources import hub_datasets
 
 
 def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> None:

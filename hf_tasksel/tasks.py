@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    concatenate_datasets,
-    load_dataset,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
-from .config import (
-    RunConfig,
-    TargetConfig,
-    TaskConfig,
-    build_dataclass,
-    expand_files,
-    resolve_path,
-)
+from .config import RunConfig, TargetConfig
 from .errors import ConfigError, DataError, did_you_mean
-from .formatting import format_rows, row_key
-
-FILE_LOADERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".csv": "csv",
-}
+from .formatting import row_key
+from .task_sources import format_config, load_entry, load_rows, sample_rows, task_entries
 
 
 @dataclass
@@ -85,9 +61,7 @@ def task_names(dataset: Dataset) -> list[str]:
 
 
 def combine_tasks(
-    tasks: Dataset | DatasetDict | Mapping[str, Dataset],
-    names: list[str] | None = None,
-    first_idx: int = 0,
+    tasks: Dataset | DatasetDict | Mapping[str, Dataset], names: list[str] | None = None, first_idx: int = 0
 ) -> Dataset:
     """Join named tasks into one dataset with the columns `task` (ClassLabel) and `sample_idx`.
 
@@ -185,147 +159,6 @@ def load_tasks(config: RunConfig) -> TaskSplits:
     return TaskSplits(train, dev, test, config.target.task, report)
 
 
-def task_entries(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Expand the `tasks` section into one mapping of plain options per task (or per dataset with a task column)."""
-    if "from" not in tasks:
-        return {name: dict(entry) if isinstance(entry, dict) else {"dataset": entry} for name, entry in tasks.items()}
-    options = dict(tasks)
-    pattern, exclude, include = (
-        options.pop("from"),
-        options.pop("exclude", []),
-        options.pop("include", None),
-    )
-    entries: dict[str, dict[str, Any]] = {}
-    for file in expand_files(str(pattern)):
-        name = file_task_name(file)
-        if name in entries:
-            raise ConfigError(
-                f"tasks.from finds two files for a task {name!r}: {entries[name]['dataset']} and {file}; rename one"
-            )
-        entries[name] = {"dataset": file, **options}
-    for name in [*exclude, *(include or [])]:
-        if name not in entries:
-            raise ConfigError(
-                f"tasks.exclude/include names {name!r}, which `from` did not find{did_you_mean(name, entries)}"
-            )
-    return {n: e for n, e in entries.items() if n not in exclude and (include is None or n in include)}
-
-
-def hub_datasets(config: RunConfig) -> list[str]:
-    """Return the Hub ids among the datasets that a run names, in order; local files are left out."""
-    names = [entry.get("dataset") for entry in task_entries(config.tasks).values()]
-    names += [config.target.dataset, config.target.dev_dataset, config.target.test_dataset]
-    return list(dict.fromkeys(n for n in names if n and not is_local_file(n)))
-
-
-def is_local_file(dataset: str) -> bool:
-    """Say whether a `dataset` entry is a file and not a Hub id."""
-    return os.path.splitext(resolve_path(dataset).removesuffix(".gz"))[1] in FILE_LOADERS
-
-
-def file_task_name(path: str) -> str:
-    """Return a task name from a file name: `dir/gsm8k.train.jsonl.gz` is `gsm8k`."""
-    name = os.path.basename(path)
-    for suffix in (".gz", *FILE_LOADERS, ".train"):
-        name = name.removesuffix(suffix)
-    return name
-
-
-def load_entry(name: str, entry: dict[str, Any], seed: int) -> dict[str, Dataset]:
-    """Load one `tasks` entry: one task, or one per value of its `task_column`."""
-    options = dict(entry)
-    task_column = options.pop("task_column", None)
-    config: TaskConfig = build_dataclass(TaskConfig, options, where=f"tasks.{name}")
-    rows = load_rows(config, name)
-    if task_column is None:
-        return {name: sample_rows(format_config(rows, config, name), config.max_samples, seed, name)}
-    if task_column not in rows.column_names:
-        hint = did_you_mean(task_column, rows.column_names)
-        raise DataError(
-            f"tasks.{name}: task_column {task_column!r} is not a column{hint}; "
-            f"the columns are {sorted(rows.column_names)}"
-        )
-    feature = rows.features[task_column]
-    positions: dict[str, list[int]] = {}
-    for i, value in enumerate(rows[task_column]):
-        if value is None:
-            raise DataError(f"tasks.{name}: row {i} has no value in task_column {task_column!r}: give it one")
-        part = feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
-        positions.setdefault(part, []).append(i)
-    formatted = format_config(rows, config, name)
-    return {
-        part: sample_rows(formatted.select(mine), config.max_samples, seed, part) for part, mine in positions.items()
-    }
-
-
-def format_config(rows: Dataset, config: TaskConfig, name: str) -> Dataset:
-    """Bring rows into the canonical columns as their configuration says."""
-    return format_rows(rows, config.format, name, config.columns, config.template)
-
-
-def load_rows(config: TaskConfig, task: str) -> Dataset:
-    """Load raw rows from a local file or the Hub.
-
-    Raises:
-        DataError: with the file and, where it can be told, the line that is wrong.
-    """
-    if not config.dataset:
-        raise DataError(f"task {task!r} has no `dataset`: give a local file or a Hub id")
-    path = resolve_path(config.dataset)
-    extension = os.path.splitext(path.removesuffix(".gz"))[1]
-    if extension in FILE_LOADERS:
-        return load_file(path, FILE_LOADERS[extension], task)
-    try:
-        return load_dataset(path, config.name, split=config.split, revision=config.revision)
-    except Exception as error:
-        raise DataError(
-            f"task {task!r}: dataset {config.dataset!r} (split {config.split!r}) could not be loaded: "
-            f"{first_line(error)}"
-        ) from error
-
-
-def load_file(path: str, loader: str, task: str) -> Dataset:
-    """Load a local file with `datasets`; on failure look for the line that is to blame."""
-    if not os.path.isfile(path):
-        raise DataError(f"task {task!r}: there is no file {path!r} (relative to {os.getcwd()})")
-    try:
-        return load_dataset(loader, data_files=path, split="train")
-    except Exception as error:
-        blame = blame_json_line(path) if loader == "json" else None
-        raise DataError(f"task {task!r}: {path} could not be read: {blame or first_line(error)}") from error
-
-
-def blame_json_line(path: str) -> str | None:
-    """Say which line of a JSON-lines file is not a JSON object, or that there are none."""
-    opener = gzip.open if path.endswith(".gz") else open
-    count = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    count += 1
-                    if not isinstance(json.loads(line), dict):
-                        return f"line {number} is not a JSON object"
-    except json.JSONDecodeError as error:
-        return f"line {number} is not valid JSON ({error.msg})"
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        return first_line(error)
-    return None if count else "it has no rows"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def sample_rows(rows: Dataset, count: int | None, seed: int, task: str) -> Dataset:
-    """Keep a random sample that depends on the seed and the task's name alone; the order of the rows stays."""
-    if count is None or len(rows) <= count:
-        return rows
-    rng = np.random.default_rng([seed, zlib.crc32(task.encode())])
-    return rows.select(np.sort(rng.permutation(len(rows))[:count]))
-
-
 def drop_empty(rows: Dataset, task: str, report: DataReport) -> Dataset:
     """Leave out rows without a completion, and count them.
 
@@ -350,14 +183,7 @@ def split_target(
     """Return the target's dev and test rows, and put what is left of it into `tasks` (or take it out of them)."""
     rows = target_rows(tasks, target, report)
     dev = ready_rows(target, target.dev_dataset, target.dev_split, target.dev_samples, seed, report)
-    test = ready_rows(
-        target,
-        target.test_dataset,
-        target.test_split,
-        target.test_samples,
-        seed,
-        report,
-    )
+    test = ready_rows(target, target.test_dataset, target.test_split, target.test_samples, seed, report)
     wanted_dev = 0 if dev is not None else target.dev_samples
     wanted_test = 0 if test is not None else (target.test_samples or target.dev_samples)
     available = 0 if rows is None else len(rows)
@@ -390,11 +216,7 @@ def target_rows(tasks: dict[str, Dataset], target: TargetConfig, report: DataRep
             raise DataError(
                 f"target {target.task!r} is also a task: leave target.dataset out to split that task's rows"
             )
-        return drop_empty(
-            format_config(load_rows(target, target.task), target, target.task),
-            target.task,
-            report,
-        )
+        return drop_empty(format_config(load_rows(target, target.task), target, target.task), target.task, report)
     if target.task in tasks:
         return tasks.pop(target.task)
     if (target.dev_dataset or target.dev_split) and (target.test_dataset or target.test_split):
@@ -406,31 +228,18 @@ def target_rows(tasks: dict[str, Dataset], target: TargetConfig, report: DataRep
 
 
 def ready_rows(
-    target: TargetConfig,
-    dataset: str | None,
-    split: str | None,
-    count: int | None,
-    seed: int,
-    report: DataReport,
+    target: TargetConfig, dataset: str | None, split: str | None, count: int | None, seed: int, report: DataReport
 ) -> Dataset | None:
     """Load a ready-made dev or test set of the target, or return None when there is none."""
     if dataset is None and split is None:
         return None
     source = replace(target, dataset=dataset or target.dataset, split=split or target.split)
-    rows = drop_empty(
-        format_config(load_rows(source, target.task), source, target.task),
-        target.task,
-        report,
-    )
+    rows = drop_empty(format_config(load_rows(source, target.task), source, target.task), target.task, report)
     return sample_rows(rows, count, seed, target.task)
 
 
 def find_leakage(
-    tasks: dict[str, Dataset],
-    dev: Dataset,
-    test: Dataset,
-    target: TargetConfig,
-    report: DataReport,
+    tasks: dict[str, Dataset], dev: Dataset, test: Dataset, target: TargetConfig, report: DataReport
 ) -> None:
     """Find training rows that are exactly target dev or test rows; drop them or raise, as `target.leakage` says."""
     held_out = {row_key(row) for split in (dev, test) for row in split}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hf_tasksel.config import RunConfig, expand_files, keyword_arguments, parse_overrides, resolve_path
+from hf_tasksel.config import RunConfig, expand_files, resolve_path
+from hf_tasksel.config_values import keyword_arguments, parse_overrides
 from hf_tasksel.errors import ConfigError
 from hf_tasksel.training_args import TaskSelectionConfig
 

@@ -12,7 +12,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from datasets import ClassLabel, Dataset
 
-from hf_tasksel import cli, tasks
+from hf_tasksel import cli, task_sources, tasks
 from hf_tasksel.arguments import fine_tuning_arguments, meta_arguments
 from hf_tasksel.config import RunConfig
 
@@ -82,7 +82,7 @@ def test_the_shipped_configurations_are_those_that_the_docs_list():
 @pytest.mark.parametrize("kind", ["instruct", "cot"])
 def test_hub_recipes_fit_the_columns_of_their_datasets_and_plan(kind, monkeypatch, base_folder, capsys):
     recipe = ROOT / "recipes" / "smollm2-135m" / kind / "config_lora.yaml"
-    monkeypatch.setattr(tasks, "load_dataset", stand_in)
+    monkeypatch.setattr(task_sources, "load_dataset", stand_in)
     assert cli.main(["plan", str(recipe), "--model_name_or_path", str(base_folder), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["samples"]["dev"] == 300

@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from conftest import word_rows, write_jsonl
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError, DataError
-from hf_tasksel.tasks import combine_tasks, hub_datasets, load_tasks, task_names
+from hf_tasksel.task_sources import hub_datasets
+from hf_tasksel.tasks import combine_tasks, load_tasks, task_names
 
 
 def rows(*values: int) -> Dataset:
