@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, TaskSelectionError
@@ -31,15 +31,16 @@ STAGES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a wrong input is one sentence on stderr and exit code 2."""
-    parser = make_parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = make_parser().parse_known_args(arguments)
     try:
-        if options.command == "estimate":
-            if rest:
-                raise ConfigError(f"unexpected argument {rest[0]!r}")
-            print(json.dumps(estimate(options), indent=2, ensure_ascii=False))
-        else:
+        if options.command in STAGES:
             run_command(options, rest)
+        elif rest:
+            raise ConfigError(f"unexpected argument {rest[0]!r}")
+        else:
+            from . import commands
+
+            commands.COMMANDS[options.command](options)
     except TaskSelectionError as error:
         print(f"hf-tasksel: error: {error}", file=sys.stderr)
         return 2
@@ -59,32 +60,64 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_init(commands)
     for name, description in STAGES.items():
-        stage = commands.add_parser(
-            name,
-            help=description,
-            description=description,
-            epilog="Every key of CONFIG can be set as --dotted.key value.",
+        add_stage(commands, name, description)
+    add_estimate(commands)
+    command = add_command(commands, "env", "versions and devices, for bug reports")
+    command.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    command = add_command(commands, "completion", "print a script that completes this command in a shell")
+    command.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    return parser
+
+
+def add_command(commands: Any, name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Add one command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=description, description=description, epilog=epilog
+    )
+    return command
+
+
+def add_init(commands: Any) -> None:
+    """Describe `init`."""
+    command = add_command(commands, "init", "write a configuration from folders, files or Hub ids; asks nothing")
+    command.add_argument(
+        "sources", metavar="SOURCE", nargs="+", help="a folder, a file, or a Hub id (user/name:config)"
+    )
+    command.add_argument("--target", help="the task whose loss is to be lowered; otherwise one is taken and said")
+    command.add_argument("--model", help="the base model: a Hub id or a folder")
+    command.add_argument("--output", default="tasksel.yaml", help="the file to write (tasksel.yaml)")
+    command.add_argument("--json", action="store_true", help="print what was found as JSON instead of a table")
+    command.add_argument("--quiet", action="store_true", help="print nothing")
+
+
+def add_stage(commands: Any, name: str, description: str) -> None:
+    """Describe a stage of a run."""
+    stage = add_command(commands, name, description, "Every key of CONFIG can be set as --dotted.key value.")
+    stage.add_argument("config", metavar="CONFIG.yaml")
+    stage.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+    if name == "collect":
+        stage.add_argument(
+            "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
         )
-        stage.add_argument("config", metavar="CONFIG.yaml")
-        stage.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
-        if name == "collect":
-            stage.add_argument(
-                "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
-            )
-        if name == "verify":
-            stage.add_argument("--subsets", type=int, default=20, help="how many subsets to fine-tune (20)")
-            stage.add_argument("--seeds", type=int, default=1, help="fine-tunes of each; 2 measure the noise ceiling")
-            stage.add_argument("--processes", type=int, help="fine-tunes at the same time")
-            stage.add_argument(
-                "--choose",
-                choices=["random", "unsure"],
-                default="random",
-                help="random subsets, or the selection and its nearest rivals",
-            )
-        stage.add_argument("--quiet", action="store_true", help="no progress bars and no messages")
+    if name == "verify":
+        stage.add_argument("--subsets", type=int, default=20, help="how many subsets to fine-tune (20)")
+        stage.add_argument("--seeds", type=int, default=1, help="fine-tunes of each; 2 measure the noise ceiling")
+        stage.add_argument("--processes", type=int, help="fine-tunes at the same time")
+        stage.add_argument(
+            "--choose",
+            choices=["random", "unsure"],
+            default="random",
+            help="random subsets, or the selection and its nearest rivals",
+        )
+    stage.add_argument("--quiet", action="store_true", help="no progress bars and no messages")
+
+
+def add_estimate(commands: Any) -> None:
+    """Describe `estimate`."""
     description = "estimated target loss of any subsets, from a finished run's gradients; loads no model"
-    command = commands.add_parser("estimate", help=description, description=description)
+    command = add_command(commands, "estimate", description)
     command.add_argument("output_dir", metavar="OUTPUT_DIR")
     command.add_argument(
         "--subset", action="append", required=True, help="task names, separated by commas; repeatable"
@@ -92,39 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", help="a kept meta checkpoint, 'average' or 'best'; the run's own by default")
     command.add_argument("--surrogate", help="a surrogate's name; the run's own by default")
     command.add_argument("--regularization", type=float, help="the surrogate's regularization")
-    return parser
-
-
-def estimate(options: argparse.Namespace) -> dict[str, Any]:
-    """Estimate subsets from the stores of a run."""
-    from .config import RunConfig
-    from .files import read_json
-    from .run_estimator import calibrate_from_folder, fit_run_estimator
-
-    output_dir = Path(options.output_dir)
-    if not (output_dir / "run.json").is_file():
-        raise ConfigError(f"{output_dir} is not the output folder of a run: it has no run.json")
-    config = RunConfig.from_dict(read_json(output_dir / "run.json")["config"])
-    names = ("checkpoint", "surrogate", "regularization")
-    estimator = fit_run_estimator(output_dir, config, **{name: getattr(options, name) for name in names})
-    true_runs = calibrate_from_folder(estimator, output_dir, config)
-    subsets = [split_names(text, estimator.task_names_) for text in options.subset]
-    losses, stds = estimator.predict(subsets, return_std=True)
-    kind = f"calibrated with {true_runs} true fine-tunes" if true_runs else "first-order estimate, not calibrated"
-    return {
-        "target": estimator.target_,
-        "unit": f"nats per token, {kind}",
-        "expanded_at": [store.path.name for store in estimator.stores_],
-        "estimates": [
-            {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6)}
-            for s, x, std in zip(subsets, losses, stds, strict=True)
-        ],
-    }
-
-
-def split_names(text: str, known: Sequence[str]) -> list[str]:
-    """Split `a,b` into names; a name that holds a comma may be given whole."""
-    return [text] if text in known else [name.strip() for name in text.split(",") if name.strip()]
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -178,6 +179,7 @@ def quiet_libraries(quiet: bool) -> None:
     from . import progress
 
     logging.set_verbosity_error()
+    getLogger("bitsandbytes").setLevel(ERROR)  # says at import which of its kernels it lacks
     # deprecations between peft, trl and transformers: nothing that a user of this command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if quiet or not sys.stderr.isatty():

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -300,6 +300,17 @@ def resolve_path(path: str) -> str:
     if not path.startswith(EMBEDDED_PREFIX):
         return path
     return str(resources.files("hf_tasksel") / path[len(EMBEDDED_PREFIX) :])
+
+
+def dotted_keys() -> list[str]:
+    """Return every key of a configuration that has a value of its own, e.g. `gradients.dim`."""
+    keys = []
+    for name, hint in get_type_hints(RunConfig).items():
+        if dataclasses.is_dataclass(hint):
+            keys += [f"{name}.{f.name}" for f in dataclasses.fields(hint)]
+        else:
+            keys.append(name)
+    return keys
 
 
 def expand_files(pattern: str) -> list[str]:

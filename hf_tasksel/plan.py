@@ -1,9 +1,12 @@
-"""What a run will cost, before it runs: samples, tokens, parameters, disk, memory and multiply-accumulates."""
+"""What a run will cost, before it runs: samples, tokens, parameters, steps, disk, memory, arithmetic and time."""
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from peft import get_peft_model
 from rich.console import Console
@@ -23,7 +26,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     """Read data, tokenizer and model configuration (no weights) and return what each stage will cost.
 
     Multiply-accumulates count weight matrices only: one per parameter and token in a forward pass; backward costs the
-    same again, since the base's weights get no gradient.
+    same again, since the base's weights get no gradient. `seconds_at_least` is what they take at the speed of matrix
+    products on this machine, which is timed: a run adds attention, optimizer, data and waiting to it.
 
     Raises:
         TaskSelectionError: for anything that a run would refuse before training.
@@ -61,6 +65,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "gradient passes": round(2 * parameters["total"] * costs.relative_to_training * gradient_tokens),
         "one fine-tune on all tasks": 2 * parameters["total"] * retrained,
     }
+    speed = multiply_accumulates_per_second(meta.device)
     return {
         "tasks": {name: int(count) for name, count in splits.report.rows.items()},
         "target": splits.target,
@@ -71,7 +76,12 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "gradient_pass": costs.to_dict(),
         "adapter_bytes": 4 * parameters["trainable"],
         "training_state_bytes": 4 * parameters["total"] + 12 * parameters["trainable"],
+        "steps": {
+            "meta training": training_steps(meta, samples["train"]),
+            "one fine-tune on all tasks": training_steps(final, samples["train"]),
+        },
         "multiply_accumulates": macs,
+        "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
         "notes": splits.report.lines(),
     }
 
@@ -80,8 +90,36 @@ def trained_tokens(args: Any, tokens: int, samples: int) -> int:
     """Return how many tokens a training sees, from its epochs or its number of steps."""
     if args.max_steps <= 0:
         return round(tokens * args.num_train_epochs)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return round(args.max_steps * per_step * tokens / max(1, samples))
+    return round(args.max_steps * samples_per_step(args) * tokens / max(1, samples))
+
+
+def training_steps(args: Any, samples: int) -> int:
+    """Return how many optimizer steps a training takes."""
+    return (
+        int(args.max_steps)
+        if args.max_steps > 0
+        else math.ceil(samples / samples_per_step(args) * args.num_train_epochs)
+    )
+
+
+def samples_per_step(args: Any) -> int:
+    """Return how many samples one optimizer step sees, over all processes."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def multiply_accumulates_per_second(device: torch.device, size: int = 1024, seconds: float = 0.2) -> float:
+    """Time matrix products on a device: bfloat16 on an accelerator, float32 on a CPU."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    done, started = 0, 0.0
+    while not done or time.perf_counter() - started < seconds:
+        product = matrix @ matrix
+        product[0, 0].item()  # waits for the device
+        if not started:  # the first product warms up
+            started = time.perf_counter()
+            continue
+        done += 1
+    return done * size**3 / (time.perf_counter() - started)
 
 
 def count_parameters(config: RunConfig, model_config: Any) -> dict[str, int]:
@@ -116,11 +154,34 @@ def print_plan(plan: dict[str, Any]) -> None:
     cost.add_row(
         "weights and optimizer in memory, float32, without activations", readable_bytes(plan["training_state_bytes"])
     )
-    for stage, macs in plan["multiply_accumulates"].items():
-        cost.add_row(f"multiply-accumulates of {stage}", f"{macs:.2e}")
     console.print(cost)
+    console.print(stages_table(plan))
     for line in plan["notes"]:
         console.print(escape(line), highlight=False)
+
+
+def stages_table(plan: dict[str, Any]) -> Table:
+    """One row per costly stage."""
+    table = Table(title="stages", title_justify="left")
+    for name in ("", "steps", "multiply-accumulates", "here at least"):
+        table.add_column(name, justify="right" if name else "left")
+    for stage, macs in plan["multiply_accumulates"].items():
+        steps = plan["steps"].get(stage)
+        seconds = readable_seconds(plan["seconds_at_least"][stage])
+        table.add_row(stage, "" if steps is None else f"{steps:,}", f"{macs:.2e}", seconds)
+    return table
+
+
+def readable_seconds(seconds: float) -> str:
+    """Return a duration with a fitting unit.
+
+    >>> readable_seconds(5400)
+    '1.5 hours'
+    """
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def readable_bytes(count: float) -> str:

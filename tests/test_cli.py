@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +57,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("missing", [False, True])
 def test_a_damaged_shard_is_said_and_repaired_when_asked(missing, finished, capsys):
     config = str(finished.parent / "c.yaml")
-    estimate = ["estimate", str(finished), "--subset", "next"]
+    estimate = ["estimate", str(finished), "--subset", "next", "--json"]
     assert cli.main(estimate) == 0
     before = capsys.readouterr().out
     shard = next((finished / "gradients" / "checkpoint-2").glob("*.arrow"))
@@ -84,7 +86,7 @@ def test_expansion_prints_errors_and_leaves_a_plot(finished, capsys):
 def test_estimate_prints_json_and_needs_no_transformers(finished):
     script = (
         "import sys, time; from hf_tasksel import cli; started = time.perf_counter();"
-        f"code = cli.main(['estimate', {str(finished)!r}, '--subset', 'next,same', '--subset', 'skip']);"
+        f"code = cli.main(['estimate', {str(finished)!r}, '--subset', 'next,same', '--subset', 'skip', '--json']);"
         "print(time.perf_counter() - started, file=sys.stderr);"
         "bad = [m for m in ('transformers', 'peft', 'trl', 'accelerate', 'datasets') if m in sys.modules];"
         "print(bad, file=sys.stderr); sys.exit(code)"
@@ -226,7 +228,50 @@ def test_plan_trains_nothing(config_file, capsys, run_values):
     assert plan["samples"] == {"train": 72, "dev": 10, "test": 10}
     assert not os.path.exists(run_values["output_dir"])
     assert cli.main(["plan", config_file()]) == 0
-    assert "multiply-accumulates" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "multiply-accumulates" in printed
+    assert "here at least" in printed
+    assert plan["steps"] == {"meta training": 6, "one fine-tune on all tasks": 6}
+    assert cli.main(["plan", config_file(meta={"num_train_epochs": 3}), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["steps"]["meta training"] == math.ceil(72 / 16 * 3)
+    assert all(0 < seconds < 60 for seconds in plan["seconds_at_least"].values())
+
+
+def test_estimates_are_a_table_for_people(finished, capsys):
+    assert cli.main(["estimate", str(finished), "--subset", "next,same"]) == 0
+    printed = capsys.readouterr().out
+    assert "next, same" in printed
+    assert "first-order" in printed
+
+
+def test_env_tells_versions_and_no_token(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert cli.main(["env"]) == 0
+    printed = capsys.readouterr().out
+    assert f"- torch: {torch.__version__}" in printed
+    assert "- Hub token: set" in printed
+    assert "hf_secret" not in printed
+    assert cli.main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["CPU cores"] == os.cpu_count()
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash to complete in")
+def test_completion_completes_commands_options_and_keys(tmp_path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "complete.sh"
+    script.write_text(capsys.readouterr().out)
+    ask = (
+        f'source {script}; complete_it() {{ COMP_WORDS=(hf-tasksel "$@"); COMP_CWORD=$#; '
+        '$(complete -p hf-tasksel | sed -E "s/.*-F ([^ ]+).*/\\1/") hf-tasksel; echo "${COMPREPLY[@]}"; }; '
+    )
+    for words, expected in (
+        ("est", "estimate"),
+        ("run c.yaml --gradients.d", "--gradients.dim"),
+        ("verify c.yaml --su", "--subsets"),
+    ):
+        done = subprocess.run(["bash", "-c", f"{ask} complete_it {words}"], capture_output=True, text=True)
+        assert expected in done.stdout.split(), done.stderr
 
 
 def test_help_is_for_people(capsys):

@@ -1,0 +1,144 @@
+"""The commands that are no stage of a run: `init`, `estimate`, `env`, `completion`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+def estimate(options: argparse.Namespace) -> None:
+    """Print estimates of subsets from the stores of a run; loads no model library."""
+    result = estimate_subsets(options)
+    if options.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"target loss of {escape(result['target'])}, nats per token", title_justify="left")
+    table.add_column("estimated", justify="right")
+    table.add_column("± std", justify="right")
+    table.add_column("fine-tuned on")
+    for row in result["estimates"]:
+        table.add_row(f"{row['estimated_loss']:.4f}", f"{row['std']:.4f}", escape(", ".join(row["tasks"])))
+    console = Console()
+    console.print(table)
+    kind = f"calibrated with {result['true_runs']} true fine-tunes" if result["true_runs"] else "first-order"
+    advice = "" if result["true_runs"] else ": for ranking subsets; `hf-tasksel verify` says how far to trust them"
+    console.print(f"Estimates are {kind}{advice}.", highlight=False)
+
+
+def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
+    """Estimate subsets from the stores of a run."""
+    from .config import RunConfig
+    from .files import read_json
+    from .run_estimator import calibrate_from_folder, fit_run_estimator
+
+    output_dir = Path(options.output_dir)
+    if not (output_dir / "run.json").is_file():
+        raise ConfigError(f"{output_dir} is not the output folder of a run: it has no run.json")
+    config = RunConfig.from_dict(read_json(output_dir / "run.json")["config"])
+    names = ("checkpoint", "surrogate", "regularization")
+    estimator = fit_run_estimator(output_dir, config, **{name: getattr(options, name) for name in names})
+    true_runs = calibrate_from_folder(estimator, output_dir, config)
+    subsets = [split_names(text, estimator.task_names_) for text in options.subset]
+    losses, stds = estimator.predict(subsets, return_std=True)
+    return {
+        "target": estimator.target_,
+        "unit": "nats per token",
+        "true_runs": true_runs,
+        "expanded_at": [store.path.name for store in estimator.stores_],
+        "estimates": [
+            {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6)}
+            for s, x, std in zip(subsets, losses, stds, strict=True)
+        ],
+    }
+
+
+def split_names(text: str, known: Sequence[str]) -> list[str]:
+    """Split `a,b` into names; a name that holds a comma may be given whole."""
+    return [text] if text in known else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def init(options: argparse.Namespace) -> None:
+    """Write a configuration and print what was found."""
+    from .cli import quiet_libraries
+
+    quiet_libraries(True)
+    from .init_config import DEFAULT_MODEL, write_config
+
+    found = write_config(options.sources, options.output, options.target, options.model or DEFAULT_MODEL)
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    elif not options.quiet:
+        print_found(found)
+
+
+def print_found(found: dict[str, Any]) -> None:
+    """Print the datasets that `init` found, its choice of the target, and what to do next."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{len(found['tasks'])} datasets", title_justify="left")
+    for name in ("task", "rows", "format", "columns not used"):
+        table.add_column(name, justify="right" if name == "rows" else "left")
+    for name, task in found["tasks"].items():
+        table.add_row(escape(name), f"{task['rows']:,}", task["format"], escape(", ".join(task["unused"])))
+    console = Console()
+    console.print(table)
+    lines = [f"target: {found['target']}, because {found['reason']}; choose another with --target"]
+    for task, count in found["leaked"].items():
+        lines.append(f"{count} rows of {task} are also target rows: they will be left out (target.leakage: drop)")
+    lines += [f"written to {found['path']}; now: hf-tasksel plan {found['path']}"]
+    for line in lines:
+        console.print(escape(line), highlight=False)
+
+
+def env(options: argparse.Namespace) -> None:
+    """Print versions and devices."""
+    from .environment import describe_environment
+
+    found = describe_environment()
+    print(json.dumps(found, indent=2) if options.json else "\n".join(f"- {name}: {v}" for name, v in found.items()))
+
+
+def completion(options: argparse.Namespace) -> None:
+    """Print a completion script, with the dotted keys of a configuration.
+
+    Raises:
+        ConfigError: when shtab, which writes it, is not installed.
+    """
+    try:
+        import shtab
+    except ImportError:
+        raise ConfigError("completion needs shtab: pip install shtab") from None
+    from .cli import STAGES, make_parser
+    from .config import dotted_keys
+
+    parser = make_parser()
+    commands: dict[str, argparse.ArgumentParser] = next(
+        action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    for command in commands.values():
+        for action in command._actions:
+            if action.dest in ("config", "sources", "output_dir", "output"):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    for stage in STAGES:
+        for key in dotted_keys():
+            commands[stage].add_argument(f"--{key}")
+    print(shtab.complete(parser, options.shell))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "init": init,
+    "estimate": estimate,
+    "env": env,
+    "completion": completion,
+}
