@@ -17,6 +17,8 @@ from .formatting import render
 from .gradients.model import batch_objectives, evaluation_mode
 from .progress import progress_bar
 
+EVALUATION_FILE = "evaluation.json"
+
 
 @dataclass(frozen=True)
 class EvaluationRow:

@@ -56,12 +56,20 @@ class TunedModel:
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Push adapter, card and evidence in one commit; see `hub.push` for the options. Returns the address."""
-        from .hub import CardInfo, push, write_card
+        from .card import CardInfo, write_card
+        from .hub import ADAPTER_CONFIG, push
 
         evidence = self.output_dir / SELECTION_FILE
         if evidence.is_file() and not (self.output_dir / "evaluation.json").is_file():
-            base = read_json(self.output_dir / "adapter_config.json")["base_model_name_or_path"]
-            write_card(self.output_dir, CardInfo(base, SelectionResult.load(evidence), rows=()))
+            adapter = read_json(self.output_dir / ADAPTER_CONFIG)
+            info = CardInfo(
+                adapter["base_model_name_or_path"],
+                SelectionResult.load(evidence),
+                rows=(),
+                repo_id=repo_id,
+                is_encoder_decoder=adapter["task_type"] == TaskType.SEQ_2_SEQ_LM.value,
+            )
+            write_card(self.output_dir, info)
         return push(self.output_dir, repo_id, **options)
 
 

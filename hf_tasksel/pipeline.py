@@ -18,7 +18,7 @@ from .distributed import barrier, distributed_rank
 from .errors import StoreError
 from .estimates_table import write_search
 from .estimation.estimator import SubsetEstimator
-from .evaluation import EvaluationRow, answer_accuracy, mean_loss
+from .evaluation import EVALUATION_FILE, EvaluationRow, answer_accuracy, mean_loss
 from .files import read_json, write_json
 from .fine_tuning import fine_tune
 from .fingerprints import value_fingerprint
@@ -37,7 +37,6 @@ from .stores import checkpoint_steps, store_path
 from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 from .truth import calibrate_with
 
-EVALUATION_FILE = "evaluation.json"
 RESUME_FILE = "resume.json"
 
 
@@ -205,16 +204,16 @@ def fine_tune_selected(run: Run) -> list[EvaluationRow]:
             write_json(path, [row.to_dict() for row in rows])
         barrier()
     if distributed_rank()[0] == 0:
-        write_report(run.config, run.output_dir, selection, rows)
+        write_report(run.config, run.output_dir, selection)
     return rows
 
 
 def push_result(run: Run) -> str:
-    """Push `final/` to the Hub; returns its address."""
+    """Push `final/`, and the gradients where they are wanted, to the Hub; returns the addresses."""
     fine_tune_selected(run)
-    address = push_final(run.config, run.output_dir) if distributed_rank()[0] == 0 else ""
+    addresses = push_final(run.config, run.output_dir) if distributed_rank()[0] == 0 else []
     barrier()
-    return address
+    return " and ".join(addresses)
 
 
 def run_all(run: Run) -> list[EvaluationRow]:

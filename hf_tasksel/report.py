@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .card import CardInfo, write_card
 from .config import RunConfig
-from .evaluation import EvaluationRow
+from .evaluation import EVALUATION_FILE, EvaluationRow
 from .files import read_json, write_json
-from .hub import CardInfo, push, write_card
+from .hub import ADAPTER_CONFIG, dataset_licences, push
 from .plots import plot_evaluation, plot_selection
+from .run_estimator import fit_run_estimator
 from .run_record import RUN_FILE, versions
 from .selection.result import SELECTION_FILE, SelectionResult
-from .task_sources import hub_datasets
+from .task_sources import is_local_file, used_datasets
+from .truth import VERIFICATION_FILE
 
 
-def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> None:
+def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult) -> None:
     """Write plots into `plots/` and gather card, plots, selection and run record in `final/`, ready to push."""
     plots, final = output_dir / "plots", output_dir / "final"
+    rows = measured_rows(output_dir)
     plot_selection(selection, plots / "selection.png", config.task_notes)
     plot_evaluation(rows, plots / "evaluation.png")
     shutil.copytree(plots, final / "plots", dirs_exist_ok=True)
     selection.save(final / SELECTION_FILE)
     write_json(final / RUN_FILE, without_folders(read_json(output_dir / RUN_FILE)))
-    write_card(final, card_info(config, selection, rows))
+    write_card(final, card_info(config, output_dir, selection, rows))
+
+
+def measured_rows(output_dir: Path) -> list[EvaluationRow]:
+    """Read the evaluation table of a finished run."""
+    return [EvaluationRow(**row) for row in read_json(output_dir / "final" / EVALUATION_FILE)]
 
 
 def without_folders(values: Any) -> Any:
@@ -38,13 +48,21 @@ def without_folders(values: Any) -> Any:
     return Path(values).name if isinstance(values, str) and values.startswith(("/", "~")) else values
 
 
-def card_info(config: RunConfig, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:
-    """Collect what the model card says."""
+def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:
+    """Collect what the model card says; licences are looked up only when pushing, which needs the Hub anyway."""
+    used = used_datasets(config, selection.selected)
+    on_hub = [name for name in used if not is_local_file(name)]
+    adapter = read_json(output_dir / "final" / ADAPTER_CONFIG)
+    verified = output_dir / VERIFICATION_FILE
     return CardInfo(
         base_model=config.model_name_or_path,
         selection=selection,
         rows=rows,
-        datasets=hub_datasets(config),
+        datasets=dict.fromkeys(on_hub),
+        local_files=len(used) - len(on_hub),
+        repo_id=config.hub.repo_id or "THIS_REPO",
+        is_encoder_decoder=adapter["task_type"] == "SEQ_2_SEQ_LM",
+        verification=read_json(verified) if verified.is_file() else None,
         task_notes=config.task_notes,
         versions=versions(),
         command="hf-tasksel run config.yaml",
@@ -52,8 +70,23 @@ def card_info(config: RunConfig, selection: SelectionResult, rows: list[Evaluati
     )
 
 
-def push_final(config: RunConfig, output_dir: Path) -> str:
-    """Push `final/` to the Hub as the configuration says and return its address."""
-    hub = config.hub
-    repo_id = hub.repo_id or output_dir.name
-    return push(output_dir / "final", repo_id, private=hub.private, revision=hub.revision, create_pr=hub.create_pr)
+def push_final(config: RunConfig, output_dir: Path) -> list[str]:
+    """Push `final/`, and the gradient stores where they are wanted, to the Hub as the configuration says.
+
+    Returns:
+        The addresses of the commits or pull requests, the model's first.
+
+    Raises:
+        TaskSelectionError: as in `hub.push`.
+    """
+    hub, final = config.hub, output_dir / "final"
+    info = card_info(config, output_dir, SelectionResult.load(final), measured_rows(output_dir))
+    write_card(final, replace(info, datasets=dataset_licences([*info.datasets])))
+    options: dict[str, Any] = {"private": hub.private, "revision": hub.revision, "create_pr": hub.create_pr}
+    addresses = [push(final, hub.repo_id or output_dir.name, **options)]
+    if hub.store_repo_id:
+        stores = fit_run_estimator(output_dir, config).stores_
+        for store in stores:
+            name = hub.store_repo_id if len(stores) == 1 else f"{hub.store_repo_id}-{store.path.name}"
+            addresses.append(store.push_to_hub(name, **options))
+    return addresses

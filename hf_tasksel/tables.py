@@ -27,6 +27,8 @@ def print_result(current: Any, config: RunConfig, command: str, result: Any, as_
             values["selection"] = selection.to_dict()
         if rows:
             values["evaluation"] = [row.to_dict() for row in rows]
+        if isinstance(result, str):
+            values["pushed"] = result
         print(json.dumps(values, indent=2, ensure_ascii=False))
         return
     console = Console(soft_wrap=False)

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,18 @@ def task_entries(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {n: e for n, e in entries.items() if n not in exclude and (include is None or n in include)}
 
 
-def hub_datasets(config: RunConfig) -> list[str]:
-    """Return the Hub ids among the datasets that a run names, in order; local files are left out."""
-    names = [entry.get("dataset") for entry in task_entries(config.tasks).values()]
+def used_datasets(config: RunConfig, tasks: Sequence[str]) -> list[str]:
+    """Return the datasets (Hub ids and files) of some tasks and of the target, in order.
+
+    An entry that is cut into tasks by `task_column` counts as used.
+    """
+    names = [
+        entry.get("dataset")
+        for name, entry in task_entries(config.tasks).items()
+        if name in (*tasks, config.target.task) or entry.get("task_column")
+    ]
     names += [config.target.dataset, config.target.dev_dataset, config.target.test_dataset]
-    return list(dict.fromkeys(n for n in names if n and not is_local_file(n)))
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def is_local_file(dataset: str) -> bool:

@@ -10,8 +10,10 @@ from .errors import ConfigError
 from .estimates_table import write_verified
 from .estimation.estimator import SubsetEstimator, random_halves
 from .estimation.fidelity import plot_fidelity
+from .evaluation import EVALUATION_FILE
 from .files import write_json
 from .pipeline import fit_estimator, select
+from .report import write_report
 from .run_context import Run
 from .run_estimator import calibrate_from_folder, true_losses
 from .selection.result import SelectionResult
@@ -63,6 +65,8 @@ def verify(
     write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
     write_verified(run.output_dir, result)
     plot_fidelity(result.calibrated, result.true_losses, run.output_dir / "plots" / "fidelity.png")
+    if (run.output_dir / "final" / EVALUATION_FILE).is_file():  # card and pictures of a finished run show it too
+        write_report(run.config, run.output_dir, SelectionResult.load(run.output_dir / "final"))
     return result
 
 

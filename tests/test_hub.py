@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard
 
-from hf_tasksel import SelectionResult, hub_upload
+from hf_tasksel import SelectionResult, hub_upload, measure_fidelity
+from hf_tasksel.card import CardInfo, write_card
 from hf_tasksel.errors import TaskSelectionError
 from hf_tasksel.evaluation import EvaluationRow
-from hf_tasksel.hub import CardInfo, push, write_card
+from hf_tasksel.hub import dataset_licences, push
 from hf_tasksel.selection.result import SelectionStep
 
 EVIL = "a|b`<script>alert(1)</script>\n# heading $x_1$ [l](http://x)"
@@ -42,7 +45,15 @@ def info(selection) -> CardInfo:
         EvaluationRow("selection", 2, 0.8, 0.9, 0.91, 0.35, 20, 3.0),
     ]
     return CardInfo(
-        "user/base", selection, rows, ["openai/gsm8k"], {"bad": "a note"}, {"torch": "2"}, config_yaml="a: ```"
+        base_model="user/base",
+        selection=selection,
+        rows=rows,
+        datasets={"openai/gsm8k": "mit", "user/other": None},
+        local_files=2,
+        task_notes={"bad": "a note"},
+        versions={"torch": "2"},
+        config_yaml="a: ```",
+        repo_id="tester/selected",
     )
 
 
@@ -69,7 +80,7 @@ def api(hub) -> HfApi:
 def test_the_card_holds_metadata_results_and_both_lists_of_tasks(folder):
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == "user/base"
-    assert card.data.datasets == ["openai/gsm8k"]
+    assert card.data.datasets == ["openai/gsm8k", "user/other"]
     metrics = {
         m["type"]: m["value"] for m in yaml.safe_load(card.data.to_yaml())["model-index"][0]["results"][0]["metrics"]
     }
@@ -83,6 +94,10 @@ def test_the_card_holds_metadata_results_and_both_lists_of_tasks(folder):
         "a note",
         "plots/selection.png",
         "hf-tasksel run",
+        "licence mit",
+        "2 from files that are not on the Hub",
+        'AutoModelForCausalLM.from_pretrained("user/base"), "tester/selected")',
+        "This run was not verified",
     ):
         assert text in card.text
 
@@ -98,11 +113,79 @@ def test_names_cannot_smuggle_markup_into_the_card(folder):
 
 
 def test_a_local_base_is_not_named_by_its_path(info, tmp_path):
-    import dataclasses
-
     path = write_card(tmp_path, dataclasses.replace(info, base_model="/home/someone/models/secret-base"))
     assert "/home/someone" not in path.read_text()
     assert "secret-base" in path.read_text()
+
+
+def test_the_card_of_an_encoder_decoder_loads_one(info, tmp_path):
+    text = write_card(tmp_path, dataclasses.replace(info, is_encoder_decoder=True)).read_text()
+    assert "AutoModelForSeq2SeqLM.from_pretrained(" in text
+    assert "AutoModelForCausalLM" not in text
+
+
+def test_a_verified_card_shows_figures_beside_constant_predictor_and_ceiling(info, tmp_path):
+    truth = np.asarray([[1.0, 1.02], [1.2, 1.18], [1.5, 1.5], [1.1, 1.12]])
+    found = measure_fidelity([0.9, 1.3, 1.4, 1.0], truth)
+    verification = {"first_order": found.to_dict(), "after_calibration": found.to_dict()}
+    text = write_card(tmp_path, dataclasses.replace(info, verification=verification)).read_text()
+    for line in (
+        f"| first order | {found.spearman:.2f} | {found.relative_error:.1%} |",
+        f"| constant predictor | 0 | {found.constant_error:.1%} |",
+        f"| one seed for another | {found.ceiling_spearman:.2f} | {found.ceiling_error:.1%} |",
+        "4 other subsets were really fine-tuned",
+        "plots/fidelity.png",
+    ):
+        assert line in text
+
+
+def test_what_is_pushed_is_read_back_byte_for_byte_with_one_commit(folder, api, hub):
+    push(folder, "tester/selected", api=api)
+    files = hub.files("tester/selected")
+    for name in set(files) - {".gitattributes"}:
+        assert files[name] == (folder / name).read_bytes(), name
+    assert len(api.list_repo_commits("tester/selected")) == 2  # the repository's own first commit, and ours
+
+
+def test_a_local_base_leaves_the_machine_by_its_last_part_only(folder, api, hub):
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": "/home/someone/secret/base", "r": 4}))
+    before = config.read_bytes()
+    push(folder, "tester/selected", api=api)
+    assert json.loads(hub.files("tester/selected")["adapter_config.json"]) == {
+        "base_model_name_or_path": "base",
+        "r": 4,
+    }
+    assert config.read_bytes() == before  # where it is local, it can still be loaded
+
+
+def test_a_branch_and_a_pull_request_leave_main_alone(folder, api, hub):
+    push(folder, "tester/selected", api=api)
+    main = hub.files("tester/selected")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# other\n")
+    push(folder, "tester/selected", api=api, revision="trial")
+    assert hub.files("tester/selected", revision="trial")["README.md"] != main["README.md"]
+    assert "discussions" in push(folder, "tester/selected", api=api, create_pr=True)
+    assert hub.files("tester/selected") == main
+
+
+def test_licences_are_those_of_the_datasets_cards(api, hub, tmp_path):
+    for name, metadata in (
+        ("one", "license: cc-by-4.0"),
+        ("two", "license: [mit, apache-2.0]"),
+        ("three", "tags: [a]"),
+    ):
+        repo = {"repo_id": f"tester/{name}", "repo_type": "dataset"}
+        api.create_repo(**repo)
+        content = f"---\n{metadata}\n---\n".encode()
+        api.upload_file(path_or_fileobj=content, path_in_repo="README.md", **repo)
+    unknown = "not stated in a card that could be read"
+    assert dataset_licences(["tester/one", "tester/two", "tester/three", "tester/none"], api) == {
+        "tester/one": "cc-by-4.0",
+        "tester/two": "mit, apache-2.0",
+        "tester/three": unknown,
+        "tester/none": unknown,
+    }
 
 
 def test_push_sends_adapter_card_and_evidence_and_no_pickle(folder, api, hub):

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from conftest import word_rows, write_jsonl
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError, DataError
-from hf_tasksel.task_sources import hub_datasets
+from hf_tasksel.task_sources import is_local_file, used_datasets
 from hf_tasksel.tasks import combine_tasks, load_tasks, task_names
 
 
@@ -212,6 +212,11 @@ def test_a_missing_file_or_unknown_name_is_one_sentence(run_values, task_folder)
     assert only.task_names == ["next"]
 
 
-def test_hub_ids_are_told_from_local_files(run_values):
-    tasks = {"a": {"dataset": "openai/gsm8k", "name": "main"}, "b": "local.jsonl.gz", "c": "openai/gsm8k"}
-    assert hub_datasets(RunConfig.from_dict({**run_values, "tasks": tasks})) == ["openai/gsm8k"]
+def test_the_datasets_of_chosen_tasks_and_of_the_target_are_named(run_values):
+    mixed = {"dataset": "user/mix", "task_column": "source"}
+    tasks = {"a": {"dataset": "openai/gsm8k", "name": "main"}, "b": "local.jsonl.gz", "c": "openai/gsm8k", "m": mixed}
+    config = RunConfig.from_dict({**run_values, "tasks": tasks})
+    target = run_values["target"]["dataset"]
+    assert used_datasets(config, ["b"]) == ["local.jsonl.gz", "user/mix", target]
+    assert used_datasets(config, ["a", "c"]) == ["openai/gsm8k", "user/mix", target]
+    assert [is_local_file(name) for name in ("local.jsonl.gz", "openai/gsm8k", target)] == [True, False, True]
