@@ -77,13 +77,27 @@ def fine_tuning_arguments(config: RunConfig, output_dir: str, is_encoder_decoder
     Raises:
         ConfigError: for an unknown key or a value that is refused.
     """
+    return build(
+        fine_tuning_class(is_encoder_decoder),
+        {**fine_tuning_options(config, is_encoder_decoder), "output_dir": output_dir},
+        "fine_tuning",
+    )
+
+
+def fine_tuning_class(is_encoder_decoder: bool) -> Any:
+    """Return the class of the arguments of the final fine-tune."""
     from trl import SFTConfig
 
-    cls: Any = Seq2SeqTrainingArguments if is_encoder_decoder else SFTConfig
+    return Seq2SeqTrainingArguments if is_encoder_decoder else SFTConfig
+
+
+def fine_tuning_options(config: RunConfig, is_encoder_decoder: bool) -> dict[str, Any]:
+    """Return the arguments of the final fine-tune as plain values: our defaults, then `meta`, then `fine_tuning`."""
+    cls = fine_tuning_class(is_encoder_decoder)
     section = {k: v for k, v in config.fine_tuning.items() if k not in OWN_KEYS}
     given = keyword_arguments(cls, section, "fine_tuning")
     meta = {k: v for k, v in keyword_arguments(TaskSelectionConfig, config.meta, "meta").items() if k in INHERITED}
-    options = {
+    return {
         **DEFAULTS,
         **device_options(),
         **meta,
@@ -91,9 +105,7 @@ def fine_tuning_arguments(config: RunConfig, output_dir: str, is_encoder_decoder
         "save_strategy": "no",
         **({} if is_encoder_decoder else {"max_length": config.max_length, **checkpointing(cls)}),
         **given,
-        "output_dir": output_dir,
     }
-    return build(cls, options, "fine_tuning")
 
 
 def device_options() -> dict[str, Any]:

@@ -22,6 +22,7 @@ STAGES = {
     "collect": "the gradient pass at each kept meta checkpoint (after meta training)",
     "select": "estimate subsets and choose one (after the gradient pass)",
     "fine-tune": "fine-tune the base on the selection and measure it (after selecting)",
+    "export": "the selected tasks and settings as files for TRL's own command line, trl sft (after selecting)",
     "push": "push adapter, card and evidence to the Hub (after fine-tuning)",
     "expansion": "measure how far the first-order expansion holds (after the gradient pass)",
     "verify": "true fine-tunes of some subsets against their estimates: how far to trust them (after selecting)",

@@ -15,7 +15,7 @@ from .adapters import ADAPTER_FILE, load_adapter_weights
 from .checkpoints import checkpoint_step
 from .config import RunConfig
 from .distributed import barrier, distributed_rank
-from .errors import StoreError
+from .errors import ConfigError, StoreError
 from .estimates_table import write_search
 from .estimation.estimator import SubsetEstimator
 from .evaluation import EVALUATION_FILE, EvaluationRow, answer_accuracy, mean_loss
@@ -35,6 +35,7 @@ from .selection.result import SELECTION_FILE, SelectionResult
 from .selection.search import SEARCHES
 from .stores import checkpoint_steps, store_path
 from .trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
+from .trl_export import EXPORT_FILE, EXPORT_FOLDER, export_for_trl
 from .truth import calibrate_with
 
 RESUME_FILE = "resume.json"
@@ -216,6 +217,17 @@ def push_result(run: Run) -> str:
     return " and ".join(addresses)
 
 
+def export(run: Run) -> Path:
+    """Write the selected tasks for TRL's own command line; returns the path of its configuration."""
+    if run.is_encoder_decoder:
+        raise ConfigError("`trl sft` trains decoders: there is nothing to export for an encoder-decoder")
+    selection, path = select(run), run.output_dir / EXPORT_FOLDER / EXPORT_FILE
+    if distributed_rank()[0] == 0:
+        export_for_trl(run.config, run.splits.train, selection.selected, path)
+    barrier()
+    return path
+
+
 def run_all(run: Run) -> list[EvaluationRow]:
     """Every stage that is not done yet, and the push when the configuration asks for it."""
     rows = fine_tune_selected(run)
@@ -296,5 +308,6 @@ STAGES: dict[str, Callable[[Run], Any]] = {
     "collect": collect,
     "select": select,
     "fine-tune": fine_tune_selected,
+    "export": export,
     "push": push_result,
 }

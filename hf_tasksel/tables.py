@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +30,8 @@ def print_result(current: Any, config: RunConfig, command: str, result: Any, as_
             values["evaluation"] = [row.to_dict() for row in rows]
         if isinstance(result, str):
             values["pushed"] = result
+        if isinstance(result, Path):
+            values["exported"] = str(result)
         print(json.dumps(values, indent=2, ensure_ascii=False))
         return
     console = Console(soft_wrap=False)
@@ -36,6 +39,8 @@ def print_result(current: Any, config: RunConfig, command: str, result: Any, as_
         console.print(effects_table(selection, config.task_notes))
     if rows:
         console.print(evaluation_table(rows, selection))
+    if isinstance(result, Path):
+        console.print(f"written to {escape(str(result))}; now: trl sft --config {escape(str(result))}", soft_wrap=True)
     if isinstance(result, str):
         console.print(f"pushed to {escape(result)}")
     for line in closing_lines(current, selection, rows, config.task_notes):
