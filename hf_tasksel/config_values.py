@@ -11,6 +11,9 @@ import yaml
 
 from .errors import ConfigError, did_you_mean
 
+# What people set most of a training, and look for at the top; a section `meta` has all of TrainingArguments.
+TRAINING_KEYS = ("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "bf16", "sampler")
+
 
 class UniqueKeyLoader(yaml.SafeLoader):
     """Reads YAML as `yaml.safe_load` does, but a key that occurs twice is an error instead of the last one winning."""
@@ -34,7 +37,8 @@ def build_dataclass(cls: Any, values: Any, where: str) -> Any:
     hints = get_type_hints(cls)
     for key in values:
         if key not in fields:
-            raise ConfigError(f"unknown key {prefix}{key}{did_you_mean(str(key), fields)}")
+            hint = misplaced(str(key), hints) or did_you_mean(str(key), fields)
+            raise ConfigError(f"unknown key {prefix}{key}{hint}")
     arguments = {key: convert_value(hints[key], value, prefix + key) for key, value in values.items()}
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
@@ -43,6 +47,16 @@ def build_dataclass(cls: Any, values: Any, where: str) -> Any:
         return cls(**arguments)
     except ConfigError as error:
         raise (error if not where or str(error).startswith(where) else ConfigError(f"{where}: {error}")) from None
+
+
+def misplaced(key: str, hints: dict[str, Any]) -> str:
+    """Say in which section a key belongs, where one of the sections has it; an empty string otherwise."""
+    nested = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    sections = {name: [f.name for f in dataclasses.fields(hint)] for name, hint in nested.items()}
+    if "meta" in hints:
+        sections["meta"] = list(TRAINING_KEYS)
+    found = [name for name, names in sections.items() if key in names]
+    return f" (did you mean {found[0] + '.' + key!r}?)" if found else ""
 
 
 def convert_value(hint: Any, value: Any, where: str) -> Any:

@@ -68,6 +68,8 @@ def meta_train(run: Run) -> None:
         extra["dev_loss"] = metrics[f"eval_{run.splits.target}_loss"]
         if trainer.is_world_process_zero():
             kept = {c: checkpoint_step(c, trainer.state.max_steps) for c in run.meta_args.meta_checkpoints}
+            if len(set(kept.values())) < len(kept):
+                run.say(f"some meta checkpoints are the same step, the training is so short: {kept}")
             write_json(folder / "meta.json", {"checkpoints": kept, "log": trainer.state.log_history})
 
 

@@ -32,6 +32,12 @@ def task_entries(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
         return {name: dict(entry) if isinstance(entry, dict) else {"dataset": entry} for name, entry in tasks.items()}
     options = dict(tasks)
     pattern, exclude, include = (options.pop("from"), options.pop("exclude", []), options.pop("include", None))
+    for key, value in options.items():
+        if isinstance(value, dict) and key != "columns":
+            raise ConfigError(
+                f"tasks.{key}: beside `from`, keys are options of every file; list the tasks one by one to set "
+                "options of one of them"
+            )
     entries: dict[str, dict[str, Any]] = {}
     for file in expand_files(str(pattern)):
         name = file_task_name(file)

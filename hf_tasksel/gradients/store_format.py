@@ -105,7 +105,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST_FILE
     if not file.is_file():
-        raise StoreError(f"there is no gradient store at {path}: run `hf-tasksel collect` first")
+        below = sorted(str(found.parent) for found in path.glob(f"gradients/*/{MANIFEST_FILE}"))
+        advice = f"open one of {below}" if below else "run `hf-tasksel collect` first"
+        raise StoreError(f"there is no gradient store at {path}: {advice}")
     try:
         manifest: dict[str, Any] = read_json(file)
         check_kinds(manifest, {"format_version": int})

@@ -310,3 +310,9 @@ def test_blocks_read_the_same_rows_shard_by_shard(tmp_path):
 def test_no_store_is_one_sentence(tmp_path):
     with pytest.raises(StoreError, match="there is no gradient store at"):
         GradientStore(tmp_path)
+
+
+def test_the_folder_of_a_run_is_answered_with_its_stores(tmp_path):
+    make(tmp_path / "gradients" / "checkpoint-2", list(range(10)))
+    with pytest.raises(StoreError, match=r"there is no gradient store at .*: open one of \['.*/checkpoint-2'\]"):
+        GradientStore(tmp_path)
