@@ -252,11 +252,13 @@ class RunConfig:
     def from_yaml(cls, path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         """Read a YAML file and apply `--dotted.key value` overrides.
 
+        `embedded:quickstart/config.yaml` is the quickstart inside the installed package.
+
         Raises:
             ConfigError: when the file is missing, is not YAML, or holds anything `from_dict` refuses.
         """
         try:
-            values = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
+            values = yaml.load(Path(resolve_path(str(path))).read_text(encoding="utf-8"), UniqueKeyLoader)
         except FileNotFoundError:
             raise ConfigError(f"there is no configuration file {str(path)!r}") from None
         except yaml.YAMLError as error:
