@@ -174,13 +174,13 @@ def print_message(message: str) -> None:
 def quiet_libraries(quiet: bool) -> None:
     """Silence what would drown our own messages: telemetry pings, tokenizer fork warnings, map bars on small data."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    getLogger("bitsandbytes").setLevel(ERROR)  # says at import, which comes with transformers, what kernels it lacks
     import datasets
     from transformers.utils import logging
 
     from . import progress
 
     logging.set_verbosity_error()
-    getLogger("bitsandbytes").setLevel(ERROR)  # says at import which of its kernels it lacks
     # deprecations between peft, trl and transformers: nothing that a user of this command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if quiet or not sys.stderr.isatty():
