@@ -364,6 +364,33 @@ def test_a_recipe_says_how_it_is_launched_and_writes_to_a_folder_of_its_own(reci
     assert len(set(folders)) == len(folders)
 
 
+def test_the_table_of_the_docs_lists_every_recipe_as_it_is():
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    rows = re.findall(r"^\| `(\S+\.yaml)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    assert sorted(row[0] for row in rows) == [relative(p) for p in RECIPES]
+    for name, model, sources, target, adapter in rows:
+        recipe = ROOT / "recipes" / name
+        config = RunConfig.from_yaml(recipe)
+        assert (target, adapter) == (config.target.task, "QLoRA" if config.quantization else "LoRA"), name
+        if recipe in HUB_RECIPES:
+            assert (model, sources) == (config.model_name_or_path, ", ".join(config.tasks)), name
+
+
+def test_the_docs_name_the_licence_of_every_model_and_dataset():
+    licences = (ROOT / "docs" / "recipes.md").read_text().partition("## Licences")[2]
+    configs = [RunConfig.from_yaml(p) for p in HUB_RECIPES]
+    names = {c.model_name_or_path for c in configs} | {d for c in configs for d in tasks.hub_datasets(c)}
+    assert {name for name in names if name not in licences} == set()
+
+
+def test_the_recipe_of_the_docs_is_short_and_valid(tmp_path, monkeypatch):
+    example = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)[0]
+    assert len(example.splitlines()) < 12
+    monkeypatch.setattr(tasks, "load_dataset", stand_in)
+    (tmp_path / "mine.yaml").write_text(example)
+    check_keys(RunConfig.from_yaml(tmp_path / "mine.yaml"), tmp_path, False)
+
+
 @pytest.mark.parametrize("kind", ["instruct", "cot"])
 def test_local_recipes_read_the_shared_data(kind, monkeypatch):
     if not SHARED.is_dir():
