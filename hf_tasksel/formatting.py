@@ -85,9 +85,19 @@ FORMATS: dict[str, RowFormat] = {
 
 
 def text(value: Any, strip: bool = True) -> str:
-    """Return a cell as text; a missing cell is the empty string."""
+    """Return a cell as text: a missing one is empty, a list has one item a line, choices one `(label) text` a line."""
+    if isinstance(value, Mapping) and value.keys() == {"label", "text"}:
+        return choice_lines(value["label"], value["text"])
+    if isinstance(value, list | tuple):
+        return "\n".join(text(item, strip) for item in value)
     string = "" if value is None else str(value)
     return string.strip() if strip else string
+
+
+def choice_lines(labels: Any, texts: Any) -> str:
+    """Return the choices of a question, which datasets store as two lists or as a list of pairs, one a line."""
+    pairs = zip(labels, texts, strict=True) if isinstance(labels, list | tuple) else [(labels, texts)]
+    return "\n".join(f"({text(label)}) {text(choice)}" for label, choice in pairs)
 
 
 def spaced(value: Any) -> str:
@@ -175,6 +185,7 @@ def format_fields(
                 f"task {task!r}: `columns` maps {field!r}, which is no field of format {format}"
                 f"{did_you_mean(field, source)}; its fields are {list(source)}"
             )
+    source |= columns  # fields that only the template names
     for field in row_format.required:
         require_column(dataset, source[field], field, format, task)
     if format == "chain_of_thought" and not {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -19,7 +21,7 @@ from transformers import (
 
 from .config import RunConfig, resolve_path
 from .config_values import keyword_arguments
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError, did_you_mean
 
 DEFAULT_LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
@@ -60,11 +62,25 @@ def load_base(config: RunConfig) -> PreTrainedModel:
     cls = AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": choose_dtype(config.dtype)}
     if config.quantization is not None:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(**config.quantization)
+        options["quantization_config"] = quantization_config(config.quantization)
     model: PreTrainedModel = from_pretrained(cls, config, **options)
     return model
+
+
+def quantization_config(values: dict[str, Any]) -> BitsAndBytesConfig:
+    """Build the base's quantization; `BitsAndBytesConfig` itself passes over keys that it does not know.
+
+    Raises:
+        ConfigError: for an unknown key (the nearest known one is named), or a value that is refused.
+    """
+    known = [name for name in signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key quantization.{key}{did_you_mean(str(key), known)}")
+    try:
+        return BitsAndBytesConfig(**values)
+    except (TypeError, ValueError, AttributeError, ImportError) as error:
+        raise ConfigError(f"quantization: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
 def choose_dtype(name: str) -> Any:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_tasksel.errors import DataError
-from hf_tasksel.formatting import encode_causal, format_rows, tokenize_rows
+from hf_tasksel.formatting import encode_causal, format_rows, text, tokenize_rows
 
 
 def convert(row: dict, format: str = "auto", **options):
@@ -75,6 +75,59 @@ def test_columns_and_template_can_be_given():
     columns = {"question": "q", "answer": "a"}
     found = convert({"q": "why", "a": "so"}, "chain_of_thought", columns=columns, template="{question} >")
     assert (found["prompt"], found["completion"]) == ("why >", " The answer is so.")
+
+
+AQUA = {"question": "How many?", "options": ["A)125", "B)150"], "rationale": "25 * 5 = 125", "correct": "A"}
+COMMONSENSE = {"question": "Where?", "choices": {"label": ["A", "B"], "text": ["at home", "at sea"]}, "answerKey": "B"}
+
+
+def test_a_list_becomes_one_item_a_line_where_the_template_names_it():
+    columns = {"answer": "correct", "options": "options"}
+    found = convert(AQUA, "chain_of_thought", columns=columns, template="{question}\n{options}\nAnswer:")
+    assert found["prompt"] == "How many?\nA)125\nB)150\nAnswer:"
+    assert found["completion"] == " 25 * 5 = 125 The answer is A."
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"label": ["A", "B"], "text": ["at home", "at sea"]},
+        {"text": ["at home", "at sea"], "label": ["A", "B"]},
+        [{"label": "A", "text": "at home"}, {"text": "at sea", "label": "B"}],
+    ],
+)
+def test_choices_become_one_labelled_line_each_however_they_are_stored(choices):
+    columns = {"answer": "answerKey", "choices": "choices"}
+    row = {**COMMONSENSE, "choices": choices}
+    found = convert(row, "chain_of_thought", columns=columns, template="{question}\n{choices}\nAnswer:")
+    assert found["prompt"] == "Where?\n(A) at home\n(B) at sea\nAnswer:"
+    assert found["completion"] == " The answer is B."
+
+
+@settings(max_examples=60, deadline=None)
+@given(cell=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20)))
+def test_cells_that_are_not_nested_are_written_as_before(cell):
+    assert text(cell) == ("" if cell is None else str(cell).strip())
+    assert text(cell, strip=False) == ("" if cell is None else str(cell))
+
+
+def test_a_row_reads_the_same_alone_and_among_longer_shorter_and_missing_lists():
+    columns = {"answer": "answerKey", "choices": "choices"}
+    others = [
+        {**COMMONSENSE, "choices": {"label": list("ABCDE"), "text": list("vwxyz")}},
+        {**COMMONSENSE, "choices": {"label": [], "text": []}},
+        {**COMMONSENSE, "choices": None},
+    ]
+    together = format_rows(
+        Dataset.from_list([*others, COMMONSENSE]), "chain_of_thought", "task", columns, "{question}\n{choices}"
+    )
+    assert together[3] == convert(COMMONSENSE, "chain_of_thought", columns=columns, template="{question}\n{choices}")
+    assert together["prompt"][1:3] == ["Where?\n", "Where?\n"]
+
+
+def test_a_column_for_no_field_is_refused_unless_the_template_names_it():
+    with pytest.raises(DataError, match="maps 'options', which is no field of format chain_of_thought"):
+        convert(AQUA, "chain_of_thought", columns={"answer": "correct", "options": "options"})
 
 
 @pytest.mark.parametrize(
