@@ -41,7 +41,11 @@ INHERITED = (
     "fp16",
     "disable_tqdm",
     "use_cpu",
+    "activation_checkpointing",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
 )
+CHECKPOINTING = {"activation_checkpointing", "gradient_checkpointing"}  # the newer name, and the older one
 OWN_KEYS = ("compare_with",)
 COMPARISONS = ("base", "all")
 
@@ -103,7 +107,8 @@ def fine_tuning_options(config: RunConfig, is_encoder_decoder: bool) -> dict[str
         **meta,
         "seed": config.seed,
         "save_strategy": "no",
-        **({} if is_encoder_decoder else {"max_length": config.max_length, **checkpointing(cls)}),
+        **({} if is_encoder_decoder else {"max_length": config.max_length}),
+        **({} if is_encoder_decoder or CHECKPOINTING & {*meta, *given} else checkpointing(cls)),
         **given,
     }
 

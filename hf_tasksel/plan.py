@@ -18,8 +18,8 @@ from .arguments import fine_tuning_arguments, meta_arguments
 from .config import RunConfig
 from .formatting import tokenize_rows
 from .gradients.costs import gradient_costs
-from .models import load_model_config, load_tokenizer, lora_config
-from .tasks import load_tasks
+from .models import load_model_config, load_tokenizer, lora_config, quantization_config
+from .tasks import count_truncated, load_tasks
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
@@ -32,6 +32,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     Raises:
         TaskSelectionError: for anything that a run would refuse before training.
     """
+    if config.quantization is not None:
+        quantization_config(config.quantization)
     splits = load_tasks(config)
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config)
@@ -43,6 +45,8 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     for name, part in rows.items():
         encoded = tokenize_rows(part, tokenizer, config.max_length, is_encoder_decoder)
         tokens[name] = sum(len(ids) for ids in encoded["input_ids"])
+        if name == "train":
+            splits.report.truncated = count_truncated(encoded, config.max_length)
     parameters = count_parameters(config, model_config)
     passes = len(set(map(str, config.gradients.checkpoints)))
     trained = trained_tokens(meta, tokens["train"], samples["train"])

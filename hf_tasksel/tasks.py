@@ -181,7 +181,7 @@ def split_target(
     tasks: dict[str, Dataset], target: TargetConfig, seed: int, report: DataReport
 ) -> tuple[Dataset, Dataset]:
     """Return the target's dev and test rows, and put what is left of it into `tasks` (or take it out of them)."""
-    rows = target_rows(tasks, target, report)
+    rows = target_rows(tasks, target, seed, report)
     dev = ready_rows(target, target.dev_dataset, target.dev_split, target.dev_samples, seed, report)
     test = ready_rows(target, target.test_dataset, target.test_split, target.test_samples, seed, report)
     wanted_dev = 0 if dev is not None else target.dev_samples
@@ -209,14 +209,15 @@ def split_target(
     return dev, test
 
 
-def target_rows(tasks: dict[str, Dataset], target: TargetConfig, report: DataReport) -> Dataset | None:
+def target_rows(tasks: dict[str, Dataset], target: TargetConfig, seed: int, report: DataReport) -> Dataset | None:
     """Return the rows that the target's splits are cut from, or None when both splits come from elsewhere."""
     if target.dataset is not None:
         if target.task in tasks:
             raise DataError(
                 f"target {target.task!r} is also a task: leave target.dataset out to split that task's rows"
             )
-        return drop_empty(format_config(load_rows(target, target.task), target, target.task), target.task, report)
+        rows = drop_empty(format_config(load_rows(target, target.task), target, target.task), target.task, report)
+        return sample_rows(rows, target.max_samples, seed, target.task)
     if target.task in tasks:
         return tasks.pop(target.task)
     if (target.dev_dataset or target.dev_split) and (target.test_dataset or target.test_split):

@@ -135,6 +135,7 @@ def test_estimate_of_no_run_is_one_sentence(tmp_path, capsys):
         ({"fine_tuning": {"packing_": True}}, "unknown key fine_tuning.packing_"),
         ({"lora": {"rr": 3}}, "unknown key lora.rr"),
         ({"lora": {"target_modules": ["nothing"]}}, "LoRA could not be added"),
+        ({"quantization": {"load_in_4bits": True}}, "did you mean 'load_in_4bit'?"),
         ({"selection": {"method": "forwards"}}, "did you mean 'forward'?"),
         ({"gradients": {"projection": "sketch"}}, "projection"),
         ({"model_name_or_path": "./nowhere"}, "there is no model folder './nowhere'"),
@@ -239,6 +240,12 @@ def test_plan_trains_nothing(config_file, capsys, run_values):
     plan = json.loads(capsys.readouterr().out)
     assert plan["steps"]["meta training"] == math.ceil(72 / 16 * 3)
     assert all(0 < seconds < 60 for seconds in plan["seconds_at_least"].values())
+
+
+def test_plan_refuses_a_quantization_and_counts_what_is_cut_off(config_file, capsys):
+    assert "load_in_4bit" in fails(capsys, "plan", config_file(quantization={"load_in_4bits": True}))
+    assert cli.main(["plan", config_file(max_length=12), "--json"]) == 0
+    assert "24 rows of 'next' fill max_length" in " ".join(json.loads(capsys.readouterr().out)["notes"])
 
 
 def test_estimates_are_a_table_for_people(finished, capsys):

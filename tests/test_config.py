@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from hf_tasksel.arguments import fine_tuning_arguments
 from hf_tasksel.config import RunConfig, expand_files, resolve_path
 from hf_tasksel.config_values import keyword_arguments, parse_overrides
 from hf_tasksel.errors import ConfigError
@@ -121,3 +124,16 @@ def test_embedded_paths_lie_inside_the_package():
     assert len(expand_files("embedded:quickstart/tasks/*.jsonl.gz")) == 13
     with pytest.raises(ConfigError, match="no file matches"):
         expand_files("nowhere/*.jsonl")
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
+def test_the_fine_tune_inherits_checkpointing_of_meta_training_under_either_name(key, run_values, tmp_path):
+    names = {f.name for f in dataclasses.fields(TaskSelectionConfig)}
+    if key not in names:
+        pytest.skip(f"this version of transformers has no {key}")
+    config = RunConfig.from_dict({**run_values, "meta": {key: True}})
+    for is_encoder_decoder in (False, True):
+        args = fine_tuning_arguments(config, str(tmp_path), is_encoder_decoder)
+        assert getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False)
+    args = fine_tuning_arguments(RunConfig.from_dict(run_values), str(tmp_path), False)
+    assert not getattr(args, "activation_checkpointing", False)

@@ -220,3 +220,9 @@ def test_the_datasets_of_chosen_tasks_and_of_the_target_are_named(run_values):
     assert used_datasets(config, ["b"]) == ["local.jsonl.gz", "user/mix", target]
     assert used_datasets(config, ["a", "c"]) == ["openai/gsm8k", "user/mix", target]
     assert [is_local_file(name) for name in ("local.jsonl.gz", "openai/gsm8k", target)] == [True, False, True]
+
+
+def test_max_samples_of_the_target_bounds_what_is_cut_into_dev_test_and_training_rows(run_values):
+    target = {**run_values["target"], "max_samples": 25, "include_in_training": True}
+    splits = load(run_values, target=target)
+    assert (len(splits.dev), len(splits.test), splits.report.rows["goal"]) == (10, 10, 5)
