@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    EvalPrediction,
     TrainingArguments,
     set_seed,
 )
@@ -26,7 +27,7 @@ rows = rows.map(lambda row: tokenizer(row["text"], truncation=True)).rename_colu
 split = rows.train_test_split(test_size=0.2, seed=0)
 
 
-def accuracy(prediction):
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 

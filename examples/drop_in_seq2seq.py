@@ -6,7 +6,13 @@ python examples/drop_in_seq2seq.py MODEL DATA.jsonl OUT_DIR     # a T5; rows wit
 import sys
 
 from datasets import load_dataset
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, Seq2SeqTrainingArguments
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    Seq2SeqTrainingArguments,
+)
 
 from hf_tasksel import Seq2SeqTaskSelectionTrainer as Seq2SeqTrainer
 
@@ -20,7 +26,7 @@ split = rows.map(
 ).train_test_split(test_size=0.2, seed=0)
 
 
-def lengths(prediction):
+def lengths(prediction: EvalPrediction) -> dict[str, float]:
     return {"generated_tokens": float((prediction.predictions != tokenizer.pad_token_id).sum(1).mean())}
 
 

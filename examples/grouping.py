@@ -29,7 +29,7 @@ tasks, dev = {}, {}  # every task is a target too: it needs dev rows of its own
 for path in sorted(embedded.glob("tasks/*.jsonl.gz")):
     name = path.name.removesuffix(".jsonl.gz")
     rows = format_rows(load_dataset("json", data_files=str(path), split="train"), "chain_of_thought", name)
-    tasks[name], dev[name] = rows.select(range(20, 80)), rows.select(range(20))
+    tasks[name], dev[name] = rows.select(range(20, 80)), rows.select(range(20))  # few rows, for speed
 
 base = str(embedded / "base")
 trainer = TaskSelectionTrainer(
@@ -44,10 +44,10 @@ trainer.train()
 store = trainer.collect_gradients("10%", dim=100)
 
 affinity = task_affinity({name: SubsetEstimator().fit(store, target=name) for name in tasks})
-groups = group_tasks(affinity, range(2, 6))
+groups = group_tasks(affinity, range(2, 6))  # of 2 to 5 groups, the number that fits best
 affinity.plot(f"{output_dir}/affinity.png", groups)
 
-for number, group in enumerate(groups):
+for number, group in enumerate(groups):  # the pretrained base is fine-tuned anew for each
     folder = f"{output_dir}/group-{number}"
     args = SFTConfig(folder, max_steps=5, learning_rate=2e-3, max_length=192, bf16=False, report_to="none")
     tuned = fine_tune(base, tasks, group, args)

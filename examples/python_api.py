@@ -8,7 +8,7 @@ runs on the embedded model and tasks; with REPO_ID the result is pushed to the H
 import sys
 from pathlib import Path
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
@@ -21,7 +21,7 @@ output_dir = sys.argv[1]
 embedded = Path(hf_tasksel.__file__).parent / "quickstart"
 
 
-def load(path: Path):
+def load(path: Path) -> tuple[str, Dataset]:
     name = path.name.removesuffix(".jsonl.gz")
     return name, format_rows(load_dataset("json", data_files=str(path), split="train"), "chain_of_thought", name)
 
@@ -43,7 +43,8 @@ trainer.train()
 store = trainer.collect_gradients("10%")
 
 estimator = SubsetEstimator().fit(store, target="word_problems")
-print(estimator.predict([["shop_stories", "coin_stories"], ["noisy_stories"]]))
+for subset in (["shop_stories", "coin_stories"], ["noisy_stories"]):
+    print(f"{estimator.predict([subset])[0]:8.4f}  {' + '.join(subset)}")
 selection = random_ensemble(estimator)
 selection.save(f"{output_dir}/selection.json")
 selection.plot(f"{output_dir}/selection.png")

@@ -6,7 +6,7 @@ python examples/sample_clustering.py OUT_DIR
 import sys
 from pathlib import Path
 
-from datasets import concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -25,7 +25,7 @@ output_dir = sys.argv[1]
 embedded = Path(hf_tasksel.__file__).parent / "quickstart"
 
 
-def load(path: Path):
+def load(path: Path) -> Dataset:
     return format_rows(load_dataset("json", data_files=str(path), split="train"), "chain_of_thought", path.name)
 
 
@@ -45,7 +45,7 @@ trainer = TaskSelectionTrainer(
 trainer.train()
 store = trainer.collect_gradients("10%", dim=100)
 
-clusters = cluster_samples(store, 10)
+clusters = cluster_samples(store, 10)  # about as many as one would want tasks
 clustered = relabel_store(store, clusters, f"{output_dir}/clustered")
 estimator = SubsetEstimator().fit(clustered, target="word_problems")
 selection = random_ensemble(estimator)

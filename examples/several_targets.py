@@ -1,0 +1,55 @@
+"""Several targets from one gradient store: a selection for each, one for all, and what each choice costs the others.
+
+python examples/several_targets.py OUT_DIR     # the embedded tasks; two of the three targets want different things
+"""
+
+import sys
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_tasksel
+from hf_tasksel import SubsetEstimator, TaskSelectionConfig, TaskSelectionTrainer, random_ensemble
+from hf_tasksel.formatting import format_rows
+
+output_dir = sys.argv[1]
+embedded = Path(hf_tasksel.__file__).parent / "quickstart"
+
+
+def load(path: Path) -> Dataset:
+    return format_rows(load_dataset("json", data_files=str(path), split="train"), "chain_of_thought", path.name)
+
+
+tasks = {path.name.removesuffix(".jsonl.gz"): load(path) for path in sorted(embedded.glob("tasks/*.jsonl.gz"))}
+dev = {  # no row is in both: a target that is a task too gives up some of its rows
+    "word_problems": load(embedded / "tasks" / "target" / "word_problems.dev.jsonl.gz").select(range(60)),
+    "off_by_some": tasks["off_by_some"].select(range(60)),  # word problems whose answers are 2 too large
+    "opposites": tasks["opposites"].select(range(60)),
+}
+tasks = {name: rows.select(range(60, 120)) for name, rows in tasks.items()}  # few, for speed
+
+base = str(embedded / "base")
+trainer = TaskSelectionTrainer(
+    model=AutoModelForCausalLM.from_pretrained(base),
+    args=TaskSelectionConfig(f"{output_dir}/meta", max_steps=30, learning_rate=2e-3, report_to="none"),
+    train_dataset=tasks,
+    eval_dataset=dev,
+    processing_class=AutoTokenizer.from_pretrained(base),
+    peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+)
+trainer.train()
+store = trainer.collect_gradients("10%", dim=200)  # one pass over the rows of all tasks and all targets
+
+estimators = {name: SubsetEstimator().fit(store, target=name) for name in dev}
+wish = {"word_problems": 3.0, "off_by_some": 1.0, "opposites": 1.0}  # how much each counts in the mean
+together = SubsetEstimator().fit(store, target=wish)
+selections = {f"for {name}": random_ensemble(estimators[name], min_tasks=4) for name in dev}
+selections["for all"] = random_ensemble(together, min_tasks=4)  # of fewer tasks, estimates are further off
+
+print("estimated loss of " + "".join(f"{name:>15}" for name in [*dev, "weighted mean"]))
+for choice, selection in selections.items():
+    losses = [estimator.predict([selection.selected])[0] for estimator in [*estimators.values(), together]]
+    print(f"{choice:17} " + "".join(f"{value:15.4f}" for value in losses) + f"   {', '.join(selection.selected)}")
+print("Estimates are for comparing subsets: those far below what can be measured only say that a subset is good.")
