@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .files import read_json
 from .plots import BLUE, DARK, GREEN, GREY, ORANGE, PlotTarget, label, legend_above, save, tidy
@@ -101,6 +101,7 @@ def small_multiples(curves: LossCurves, selected: Sequence[str] | None) -> Figur
         axes.set_title(shortened(name, dropped), loc="left", fontsize=7.5, pad=3)
         axes.tick_params(labelsize=7.5)
         tidy(axes)
+    panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     scale_losses(panels[0], np.stack(list(curves.tasks.values())))
     for axes in panels[count:]:
         axes.set_visible(False)
@@ -127,7 +128,7 @@ def scale_losses(axes: Any, table: np.ndarray) -> None:
     if not low > 0:
         return
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(low * 0.85, high * 1.15)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .files import atomic_path
 
@@ -162,7 +162,7 @@ def step_label(selection: SelectionResult, place: int) -> str:
 
 def draw_effects(axes: Any, selection: SelectionResult, notes: Mapping[str, str]) -> None:
     """One bar per task: estimated loss with it minus without it; with one standard deviation where it is known."""
-    ordered = sorted(selection.effects, key=lambda name: selection.effects[name])
+    ordered: list[str | None] = [*sorted(selection.effects, key=lambda name: selection.effects[name])]
     if hidden := max(0, len(ordered) - MAX_ROWS):
         half = MAX_ROWS // 2
         ordered = [*ordered[:half], None, *ordered[-half:]]
@@ -243,6 +243,7 @@ def plot_evaluation(rows: Sequence[EvaluationRow], path: PlotTarget) -> None:
         bars = panels[1].bar(names, shares, color=colors, width=0.6)
         panels[1].bar_label(bars, [f"{share:.1%}" for share in shares], padding=3)
         panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        panels[1].yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # whole percents
         panels[1].set_title("right answers on test", loc="left", fontsize=11)
         panels[1].set_ylim(0, max(0.1, 1.15 * max(shares)))  # an axis even where every answer is wrong
     panels[0].margins(y=0.15)

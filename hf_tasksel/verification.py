@@ -12,6 +12,7 @@ from .estimation.estimator import SubsetEstimator, random_halves
 from .estimation.fidelity import plot_fidelity
 from .files import write_json
 from .pipeline import fit_estimator, select
+from .report import keep_html_report
 from .run_context import Run
 from .run_estimator import calibrate_from_folder, true_losses
 from .selection.result import SelectionResult
@@ -63,6 +64,7 @@ def verify(
     write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
     write_verified(run.output_dir, result)
     plot_fidelity(result.calibrated, result.true_losses, run.output_dir / "plots" / "fidelity.png")
+    keep_html_report(run.output_dir, run.say)
     return result
 
 
