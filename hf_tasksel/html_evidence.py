@@ -89,8 +89,10 @@ def expansion_section(files: RunFiles) -> Section | Missing:
 def loss_section(files: RunFiles) -> Section | Missing:
     """Training losses of meta training per task, and of all trainings in total."""
     curves = files.meta_curves
+    if curves is None and "meta" in files.run["stages"]:
+        return Missing("Training losses (fewer than two of them were logged)", None)
     if curves is None:
-        return Missing("Training losses", "hf-tasksel meta-train" if not files.run["stages"].get("meta") else None)
+        return Missing("Training losses", "hf-tasksel meta-train")
     blocks: list[Any] = []
     if curves.tasks:
         fell, rose = movers(curves, 1)
