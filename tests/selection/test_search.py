@@ -235,3 +235,13 @@ def test_a_run_configuration_reaches_every_search(method, unsure, run_values):
     if method in ("random_ensemble", "kernel_ridge", "ridge"):
         arguments = {"max_tasks": 2, "cost_per_token": 0.02, "min_tasks": 2}
         assert found.scores == SEARCHES[method](unsure, seed=3, num_subsets=60, **arguments).scores
+
+
+def test_steps_know_how_sure_their_distance_to_the_selected_subset_is(unsure, additive):
+    found = backward_elimination(unsure, max_tasks=2)
+    assert len(found.path) > 2
+    for step in found.path:
+        same = set(step.tasks) == set(found.selected)
+        assert step.std == pytest.approx(0.0 if same else 0.01 * len(found.selected))
+    assert [step.std for step in forward_selection(additive).path] == [None] * 3
+    assert SelectionResult.from_dict(found.to_dict()).path == found.path
