@@ -12,7 +12,8 @@ from hf_tasksel.errors import ConfigError
 from hf_tasksel.pipeline import search as configured_search
 from hf_tasksel.selection.ensemble import random_ensemble, random_subsets, surrogate_search
 from hf_tasksel.selection.exhaustive import exhaustive_search
-from hf_tasksel.selection.greedy import forward_selection, greedy_additions, swap_selection
+from hf_tasksel.selection.greedy import backward_elimination, forward_selection, greedy_additions, swap_selection
+from hf_tasksel.selection.result import SelectionResult
 from hf_tasksel.selection.search import SEARCHES, check_method
 
 NAMES = list("abcde")
