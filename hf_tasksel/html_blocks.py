@@ -92,11 +92,6 @@ def picture(png: bytes, alt: str, caption: str) -> Picture:
     return Picture(base64.b64encode(png).decode(), struct.unpack(">II", png[16:24]), alt, caption)
 
 
-def number(value: float | None, pattern: str = ".4f") -> str:
-    """Format a number, or leave a cell empty."""
-    return "" if value is None else format(value, pattern)
-
-
 def listed(names: Sequence[str], most: int = 12) -> str:
     """Return names in one line, of many only the first and how many more there are."""
     more = len(names) - most

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from .evaluation import EvaluationRow
-from .html_blocks import Listing, Missing, Section, Table, drawn, listed, number, stored
-from .hub import EFFECT_NOTE
+from .html_blocks import Listing, Missing, Section, Table, drawn, listed, stored
+from .hub import EFFECT_NOTE, number
 from .plots import plot_effects, plot_path
 from .run_files import RunFiles
 from .run_record import without_folders
@@ -101,8 +101,10 @@ def task_table(
 def path_section(files: RunFiles) -> Section | Missing:
     """The subsets that the search passed through."""
     selection = files.selection
-    if selection is None or not selection.path:
+    if selection is None:
         return Missing("Search path", "hf-tasksel select")
+    if not selection.path:
+        return Missing(f"Search path ({selection.method} has none)", None)
     first, best = selection.path[0], min(selection.path, key=lambda step: step.estimate)
     words = [f"The search ({selection.method}) started with {listed(first.tasks, 6)}."]
     if any(step.std for step in selection.path):

@@ -329,6 +329,14 @@ def test_a_log_of_one_line_is_no_curve(run_folder):
     assert "Training losses (fewer than two of them were logged)" in page_of(run_folder).texts["li"]
 
 
+def test_a_search_without_a_path_has_no_picture_of_it(run_folder):
+    selection = read_json(run_folder / "selection.json")
+    write_json(run_folder / "selection.json", {**selection, "path": [], "effects_std": None, "scores": None})
+    page = page_of(run_folder)
+    assert "Search path (random_ensemble has none)" in page.texts["li"]
+    assert page.table("Selected")[0] == ["task", "rows", "effect"]
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(TaskSelectionError, match=r"not the output folder of a run: it has no run\.json"):
         write_html_report(tmp_path)
