@@ -1,4 +1,4 @@
-"""The commands that are no stage of a run: `init`, `estimate`, `env`, `completion`."""
+"""The commands that are no stage of a run: `init`, `estimate`, `report`, `env`, `completion`."""
 
 from __future__ import annotations
 
@@ -101,6 +101,13 @@ def print_found(found: dict[str, Any]) -> None:
         console.print(escape(line), highlight=False)
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write `report.html` from the files of a run's folder."""
+    from .html_report import write_html_report
+
+    print(f"written to {write_html_report(options.output_dir)}")
+
+
 def env(options: argparse.Namespace) -> None:
     """Print versions and devices."""
     from .environment import describe_environment
@@ -139,6 +146,7 @@ def completion(options: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "init": init,
     "estimate": estimate,
+    "report": report,
     "env": env,
     "completion": completion,
 }

@@ -25,6 +25,7 @@ from .models import load_adapter, load_base
 from .pipeline import collect, fit_estimator, make_collator
 from .plots import plot_expansion
 from .progress import progress_bar
+from .report import keep_html_report
 from .run_context import Run
 from .stores import run_stores
 
@@ -58,6 +59,7 @@ def check_expansion(run: Run) -> list[ExpansionError]:
             rows = random_averaged(measure_expansion(model, batches, directions, advance=advance))
         write_json(run.output_dir / EXPANSION_FILE, {"checkpoint": folder.name, "errors": [r.to_dict() for r in rows]})
         plot_expansion(rows, run.output_dir / "plots" / "expansion.png")
+        keep_html_report(run.output_dir, run.say)
     barrier()
     return read_expansion(run.output_dir)
 

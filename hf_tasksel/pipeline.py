@@ -28,7 +28,8 @@ from .gradients.store import MANIFEST_FILE, GradientStore
 from .models import add_lora, load_adapter, load_base, lora_config
 from .plots import plot_selection
 from .progress import show_progress
-from .report import push_final, write_report
+from .report import keep_html_report, push_final, write_report
+from .run_affinity import write_affinity
 from .run_context import PASS_OPTIONS, SKETCH_OPTIONS, Run, finished, section_part
 from .run_estimator import fit_run_estimator, true_losses
 from .selection.result import SELECTION_FILE, SelectionResult
@@ -152,7 +153,7 @@ def is_whole(folder: Path, repair: bool) -> bool:
 
 
 def select(run: Run) -> SelectionResult:
-    """Fit the estimator and search; leaves selection.json, estimates.parquet and a plot."""
+    """Fit the estimator and search; leaves selection.json, estimates.parquet, plots and report.html."""
     collect(run)
     truth = true_losses(run.output_dir, run.config)
     settings = {**run.settings("select"), "true_runs": value_fingerprint(truth) if truth[0] else None}
@@ -170,7 +171,9 @@ def select(run: Run) -> SelectionResult:
             selection.save(path)
             write_search(run.output_dir, estimator, selection)
             plot_selection(selection, run.output_dir / "plots" / "selection.png", run.config.task_notes)
+            write_affinity(run.output_dir, estimator, selection)
         barrier()
+    keep_html_report(run.output_dir, run.say)
     return selection
 
 
@@ -191,7 +194,7 @@ def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
 
 
 def fine_tune_selected(run: Run) -> list[EvaluationRow]:
-    """Fine-tune the base on the selection (and on all tasks, for comparison), measure losses, write card and plots."""
+    """Fine-tune the base on the selection (and on all tasks, to compare), measure, write card, plots and report."""
     selection = select(run)
     estimates = [selection.estimate, selection.estimate_all]
     settings = {**run.settings("final"), "selected": selection.selected, "estimates": estimates}
@@ -208,6 +211,7 @@ def fine_tune_selected(run: Run) -> list[EvaluationRow]:
         barrier()
     if distributed_rank()[0] == 0:
         write_report(run.config, run.output_dir, selection)
+    keep_html_report(run.output_dir, run.say)
     return rows
 
 

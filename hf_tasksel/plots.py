@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .files import atomic_path
 
@@ -23,24 +25,33 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette: told apart by colour-blind readers.
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#8C8C8C", "#009E73"
+DARK = "#555555"  # text that stands back, still of enough contrast on white
 MAX_NAME = 34
+MAX_ROWS = 80  # bars that are drawn; more cannot be read
+MAX_STEPS = 40  # steps of a search path with a label of their own
+PlotTarget = str | Path | BytesIO
 
 
 def label(name: str) -> str:
-    """Return a name as text for a plot: no mathtext, not too long."""
-    short = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+    """Return a name as text for a plot: no mathtext, not too long; both ends stay, names often differ in the last."""
+    half = MAX_NAME // 2
+    short = name if len(name) <= MAX_NAME else f"{name[: half - 1]}…{name[-half:]}"
     return short.replace("$", r"\$")
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, atomically."""
+def save(figure: Figure, target: PlotTarget) -> None:
+    """Write a figure as PNG: atomically into a file, or into memory."""
     FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script the font lacks: boxes
-        figure.savefig(temporary, format="png", dpi=120)
+        if isinstance(target, BytesIO):
+            figure.savefig(target, format="png", dpi=120)
+            return
+        with atomic_path(target) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
 
 
-def plot_expansion(rows: Sequence[ExpansionError], path: str | Path) -> None:
+def plot_expansion(rows: Sequence[ExpansionError], path: PlotTarget) -> None:
     """Draw expansion errors over the distance, on logarithmic axes, one colour per direction.
 
     Args:
@@ -75,16 +86,15 @@ def tidy(axes: Any, grid: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
-def plot_selection(selection: SelectionResult, path: str | Path, task_notes: Mapping[str, str] | None = None) -> None:
+def plot_selection(selection: SelectionResult, path: PlotTarget, task_notes: Mapping[str, str] | None = None) -> None:
     """Draw the estimated loss along the search path, and the estimated effect of every task.
 
     Args:
         selection: what to draw.
-        path: PNG file.
+        path: PNG file, or a buffer for it.
         task_notes: remarks shown behind task names.
     """
-    rows = max(len(selection.effects), len(selection.path), 4)
-    figure = Figure(figsize=(13, min(3.0 + 0.26 * rows, 14)), layout="constrained")
+    figure = Figure(figsize=(13, height(len(selection.effects), path_rows(selection))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     draw_path(left, selection)
     draw_effects(right, selection, task_notes or {})
@@ -93,51 +103,99 @@ def plot_selection(selection: SelectionResult, path: str | Path, task_notes: Map
     save(figure, path)
 
 
+def plot_path(selection: SelectionResult, path: PlotTarget) -> None:
+    """Draw the search path alone; see `plot_selection`."""
+    figure = Figure(figsize=(7.5, height(path_rows(selection))), layout="constrained")
+    draw_path(figure.subplots(), selection)
+    save(figure, path)
+
+
+def plot_effects(selection: SelectionResult, path: PlotTarget, task_notes: Mapping[str, str] | None = None) -> None:
+    """Draw the effects of tasks alone; see `plot_selection`."""
+    figure = Figure(figsize=(7.5, height(len(selection.effects))), layout="constrained")
+    draw_effects(figure.subplots(), selection, task_notes or {})
+    save(figure, path)
+
+
+def height(*rows: int) -> float:
+    """Return the height in inches of a figure with so many rows of text."""
+    return 1.9 + 0.24 * min(max(*rows, 6), MAX_ROWS + 1)
+
+
+def path_rows(selection: SelectionResult) -> int:
+    """Return how many rows of text a search path takes; those of the start stand above the others."""
+    return min(len(selection.path), MAX_STEPS) + step_label(selection, 0).count("\n") if selection.path else 0
+
+
 def draw_path(axes: Any, selection: SelectionResult) -> None:
-    """Estimated loss after each step of the search, from top to bottom."""
+    """Estimated loss after each step of the search, from top to bottom, and how sure its distance to the best is."""
     places = range(len(selection.path))
     estimates = [step.estimate for step in selection.path]
-    axes.plot(estimates, places, color=BLUE, marker="o", markersize=5, linewidth=1.5, label="search path")
-    axes.axvline(selection.estimate_all, color=GREY, linestyle="--", linewidth=1.2, label="all tasks")
+    std = [step.std or 0.0 for step in selection.path]
+    bars = {"xerr": std, "ecolor": "black", "elinewidth": 0.8} if any(std) else {}
+    name = "search path" + (" ± std" if bars else "")  # of the distance to the selected
+    axes.axvline(selection.estimate_all, color=DARK, linestyle="--", linewidth=1.2, label="all tasks")
+    axes.errorbar(estimates, places, color=BLUE, marker="o", markersize=5, linewidth=1.5, label=name, **bars)
     chosen = [i for i, step in enumerate(selection.path) if set(step.tasks) == set(selection.selected)]
     if chosen:
-        axes.plot(
-            estimates[chosen[0]],
-            chosen[0],
-            "o",
-            color=ORANGE,
-            markersize=11,
-            fillstyle="none",
-            markeredgewidth=2,
-            label="selected",
-        )
-    axes.set_yticks(places, [label(step.change) for step in selection.path], fontsize=9)
+        ring = {"markersize": 11, "fillstyle": "none", "markeredgewidth": 2}
+        axes.plot(estimates[chosen[0]], chosen[0], "o", color=ORANGE, label="selected", **ring)
+    every, kept = max(1, -(-len(places) // MAX_STEPS)), chosen[:1]
+    shown = [i for i in places if i in kept or (i % every == 0 and all(abs(i - k) >= every for k in kept))]
+    axes.set_yticks(shown, [step_label(selection, i) for i in shown], fontsize=9)
+    if shown and not shown[0] and "\n" in step_label(selection, 0):
+        axes.get_yticklabels()[0].set_verticalalignment("bottom")
     axes.invert_yaxis()
     axes.set_xlabel("estimated target loss (nats per token)")
-    axes.set_title("search path", loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
+    legend_above(axes, "search path")
     tidy(axes, "x")
+
+
+def step_label(selection: SelectionResult, place: int) -> str:
+    """Return what a step changed; for the first one all that the search started from."""
+    step = selection.path[place]
+    if place or len(step.tasks) < 2 or not step.change.startswith("+"):
+        return label(step.change)
+    names = [f"+{label(name)}" for name in step.tasks]
+    return "\n".join(["start:", *(names if len(names) <= 5 else [*names[:4], f"and {len(names) - 4} more"])])
 
 
 def draw_effects(axes: Any, selection: SelectionResult, notes: Mapping[str, str]) -> None:
     """One bar per task: estimated loss with it minus without it; with one standard deviation where it is known."""
-    ordered = sorted(selection.effects.items(), key=lambda item: item[1])
-    names = [label(name) + (f"  [{label(notes[name])}]" if name in notes else "") for name, _ in ordered]
-    colors = [BLUE if name in selection.selected else GREY for name, _ in ordered]
-    std = selection.effects_std and [selection.effects_std[name] for name, _ in ordered]
+    ordered: list[str | None] = [*sorted(selection.effects, key=lambda name: selection.effects[name])]
+    if hidden := max(0, len(ordered) - MAX_ROWS):
+        half = MAX_ROWS // 2
+        ordered = [*ordered[:half], None, *ordered[-half:]]
+    names = [f"… {hidden} tasks between …" if name is None else noted(name, notes) for name in ordered]
+    values = [0.0 if name is None else selection.effects[name] for name in ordered]
+    colors = [BLUE if name in selection.selected else GREY for name in ordered]
+    known = selection.effects_std
+    std = known and [0.0 if name is None else known[name] for name in ordered]
     bars = {"ecolor": "black", "elinewidth": 0.8}
-    axes.barh(range(len(ordered)), [effect for _, effect in ordered], color=colors, xerr=std, error_kw=bars)
+    axes.barh(range(len(ordered)), values, color=colors, xerr=std, error_kw=bars)
     axes.set_yticks(range(len(ordered)), names, fontsize=9)
-    axes.invert_yaxis()
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("estimated effect on the target loss: left helps, right hurts")
-    axes.set_title("effect of each task beside the selected ones", loc="left", fontsize=11)
     handles = [Patch(color=color, label=text) for color, text in ((BLUE, "selected"), (GREY, "dropped"))]
-    axes.legend(handles=handles, frameon=False, fontsize=9)
+    legend_above(axes, "effect of each task" + (" ± std" if std else ""), handles=handles)
     tidy(axes, "x")
 
 
-def plot_affinity(affinity: TaskAffinity, path: str | Path, groups: Sequence[Sequence[str]] | None = None) -> None:
+def noted(name: str, notes: Mapping[str, str]) -> str:
+    """Return a task's name for a plot, with the remark about it."""
+    return label(name) + (f"  [{label(notes[name])}]" if name in notes else "")
+
+
+def legend_above(axes: Any, title: str, **options: Any) -> None:
+    """Put the legend above the axes, where it hides no data, and the title above the legend."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0}
+    legend = axes.legend(**place, ncols=4, frameon=False, fontsize=8.5, columnspacing=1.2, **options)
+    legend.set_in_layout(False)  # a wide legend must not narrow the axes
+    axes.set_title(title, loc="left", fontsize=11, pad=22)
+
+
+def plot_affinity(affinity: TaskAffinity, path: PlotTarget, groups: Sequence[Sequence[str]] | None = None) -> None:
     """Draw task affinities as a heat map: blue where the column's task helps the row's task, orange where it hurts.
 
     Args:
@@ -170,7 +228,7 @@ def plot_affinity(affinity: TaskAffinity, path: str | Path, groups: Sequence[Seq
     save(figure, path)
 
 
-def plot_evaluation(rows: Sequence[EvaluationRow], path: str | Path) -> None:
+def plot_evaluation(rows: Sequence[EvaluationRow], path: PlotTarget) -> None:
     """Draw the measured test loss of each model, and answer accuracies where there are any."""
     with_answers = all(row.answer_accuracy is not None for row in rows)
     figure = Figure(figsize=(10 if with_answers else 6, 4.2), layout="constrained")
@@ -184,16 +242,18 @@ def plot_evaluation(rows: Sequence[EvaluationRow], path: str | Path) -> None:
         shares = [row.answer_accuracy or 0.0 for row in rows]
         bars = panels[1].bar(names, shares, color=colors, width=0.6)
         panels[1].bar_label(bars, [f"{share:.1%}" for share in shares], padding=3)
-        panels[1].set_ylim(0, max(0.1, 1.15 * max(shares)))
+        panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        panels[1].yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # whole percents
         panels[1].set_title("right answers on test", loc="left", fontsize=11)
+        panels[1].set_ylim(0, max(0.1, 1.15 * max(shares)))  # an axis even where every answer is wrong
+    panels[0].margins(y=0.15)
     for axes in panels:
-        axes.margins(y=0.15)
         tidy(axes)
     save(figure, path)
 
 
 def plot_estimated_against_true(
-    estimates: Sequence[float], truths: Sequence[float], path: str | Path, ceiling: float | None = None
+    estimates: Sequence[float], truths: Sequence[float], path: PlotTarget, ceiling: float | None = None
 ) -> None:
     """Scatter estimated over true losses; `ceiling` is the mean difference of two seeds, drawn as a band."""
     figure = Figure(figsize=(5.5, 5), layout="constrained")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from .card import CardInfo, write_card
 from .config import RunConfig
+from .distributed import distributed_rank
 from .evaluation import EVALUATION_FILE, EvaluationRow
 from .files import read_json, write_json
+from .html_report import write_html_report
 from .hub import ADAPTER_CONFIG, dataset_licences, push
 from .plots import plot_evaluation, plot_selection
 from .run_estimator import fit_run_estimator
-from .run_record import RUN_FILE, versions
+from .run_record import REPORT_FILE, RUN_FILE, versions, without_folders
 from .selection.result import SELECTION_FILE, SelectionResult
 from .task_sources import is_local_file, used_datasets
 from .truth import VERIFICATION_FILE
@@ -39,13 +42,19 @@ def measured_rows(output_dir: Path) -> list[EvaluationRow]:
     return [EvaluationRow(**row) for row in read_json(output_dir / "final" / EVALUATION_FILE)]
 
 
-def without_folders(values: Any) -> Any:
-    """Return plain values in which a path of this machine is only its last part: more is nobody's business."""
-    if isinstance(values, dict):
-        return {key: without_folders(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [without_folders(value) for value in values]
-    return Path(values).name if isinstance(values, str) and values.startswith(("/", "~")) else values
+def keep_html_report(output_dir: Path, say: Callable[[str], None]) -> None:
+    """Bring `report.html` up to date on the first rank.
+
+    What fails here is said and stops nothing: stages are done and on record, and only a page about them is missing.
+    """
+    if distributed_rank()[0] != 0:
+        return
+    try:
+        write_html_report(output_dir)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            (output_dir / REPORT_FILE).unlink()  # better none than one of an earlier state
+        say(f"{REPORT_FILE} could not be written, results are not affected: {type(error).__name__}: {error}")
 
 
 def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:

@@ -15,6 +15,7 @@ from .distributed import barrier, distributed_rank
 from .files import read_json, write_json
 
 RUN_FILE = "run.json"
+REPORT_FILE = "report.html"
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "evaluate", "huggingface_hub")
 
 
@@ -74,3 +75,12 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[library] = metadata.version(library)
     return found
+
+
+def without_folders(values: Any) -> Any:
+    """Return plain values in which a path of this machine is only its last part: more is nobody's business."""
+    if isinstance(values, dict):
+        return {key: without_folders(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_folders(value) for value in values]
+    return Path(values).name if isinstance(values, str) and values.startswith(("/", "~")) else values

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .config import RunConfig
 from .evaluation import EvaluationRow
+from .run_record import REPORT_FILE
 from .selection.result import SelectionResult
 
 
@@ -116,5 +117,7 @@ def closing_lines(
         "seconds, of each stage when it ran: "
         + ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in stages.items())
     )
+    if (report := current.output_dir / REPORT_FILE).is_file():
+        lines.append(f"report with plots: {report}")
     lines.append(f"everything is in {current.output_dir}")
     return lines

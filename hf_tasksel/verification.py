@@ -13,7 +13,7 @@ from .estimation.fidelity import plot_fidelity
 from .evaluation import EVALUATION_FILE
 from .files import write_json
 from .pipeline import fit_estimator, select
-from .report import write_report
+from .report import keep_html_report, write_report
 from .run_context import Run
 from .run_estimator import calibrate_from_folder, true_losses
 from .selection.result import SelectionResult
@@ -67,6 +67,7 @@ def verify(
     plot_fidelity(result.calibrated, result.true_losses, run.output_dir / "plots" / "fidelity.png")
     if (run.output_dir / "final" / EVALUATION_FILE).is_file():  # card and pictures of a finished run show it too
         write_report(run.config, run.output_dir, SelectionResult.load(run.output_dir / "final"))
+    keep_html_report(run.output_dir, run.say)
     return result
 
 

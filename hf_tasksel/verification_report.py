@@ -12,6 +12,8 @@ from rich.table import Table
 from .estimation.fidelity import Fidelity
 from .truth import VERIFICATION_FILE, Verification
 
+COLUMNS = ("", "first order", "calibrated", "constant", "other seed", "attainable")
+
 
 def print_verification(result: Verification, output_dir: Path, as_json: bool) -> None:
     """Print the figures beside the constant predictor and the ceiling, and the verdict."""
@@ -26,7 +28,7 @@ def print_verification(result: Verification, output_dir: Path, as_json: bool) ->
         f"calibrated with {sum(map(len, result.true_losses))} true fine-tunes: {after.verdict}", highlight=False
     )
     console.print(
-        f"written to {output_dir / VERIFICATION_FILE}, estimates.parquet and plots/fidelity.png; "
+        f"written to {output_dir / VERIFICATION_FILE}, estimates.parquet, plots/fidelity.png and report.html; "
         "`estimate` is calibrated from now on",
         highlight=False,
         soft_wrap=True,
@@ -38,17 +40,25 @@ def fidelity_table(result: Verification) -> Table:
     raw, after = result.first_order, result.after_calibration
     title = f"{raw.num_subsets} subsets really fine-tuned for {escape(result.target)}; in brackets 90 % intervals"
     table = Table(title=title, title_justify="left")
-    for name in ("", "first order", "calibrated", "constant", "other seed", "attainable"):
+    for name in COLUMNS:
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("Spearman", interval(raw, "spearman"), interval(after, "spearman"), "0", *ceilings(raw, "spearman"))
-    table.add_row("Pearson", interval(raw, "pearson"), interval(after, "pearson"), "0", *ceilings(raw, "pearson"))
-    errors = [percent(x) for x in (raw.relative_error, after.relative_error, raw.constant_error, raw.ceiling_error)]
-    table.add_row("relative error", *errors)
-    table.add_row("  90 % of them below", percent(raw.relative_error_p90), percent(after.relative_error_p90))
-    table.add_row("variance explained", shown(raw.r2), shown(after.r2), "0")
-    table.add_row("regret, nats", f"{raw.regret:.4f}", f"{after.regret:.4f}")
-    table.add_row("90 % intervals hold", "", percent(after.coverage))
+    for row in fidelity_rows(raw, after):
+        table.add_row(*row)
     return table
+
+
+def fidelity_rows(raw: Fidelity, after: Fidelity) -> list[list[str]]:
+    """Return the figures of first-order and calibrated estimates in rows of `COLUMNS`; unknown ones are empty."""
+    errors = [percent(x) for x in (raw.relative_error, after.relative_error, raw.constant_error, raw.ceiling_error)]
+    return [
+        ["Spearman", interval(raw, "spearman"), interval(after, "spearman"), "0", *ceilings(raw, "spearman")],
+        ["Pearson", interval(raw, "pearson"), interval(after, "pearson"), "0", *ceilings(raw, "pearson")],
+        ["relative error", *errors, ""],
+        ["  90 % of them below", percent(raw.relative_error_p90), percent(after.relative_error_p90), "", "", ""],
+        ["variance explained", shown(raw.r2), shown(after.r2), "0", "", ""],
+        ["regret, nats", f"{raw.regret:.4f}", f"{after.regret:.4f}", "", "", ""],
+        ["90 % intervals hold", "", percent(after.coverage), "", "", ""],
+    ]
 
 
 def ceilings(figures: Fidelity, name: str) -> tuple[str, str]:

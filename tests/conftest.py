@@ -157,6 +157,17 @@ def run_values(base_folder: Path, task_folder: Path, tmp_path: Path) -> dict[str
 
 
 @pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, task_folder: Path) -> Path:
+    """The folder of a finished `small_run`, made once: copy it before changing anything."""
+    from hf_tasksel import pipeline
+    from hf_tasksel.config import RunConfig
+
+    values = small_run(base_folder, task_folder, tmp_path_factory.mktemp("finished") / "out")
+    pipeline.run(RunConfig.from_dict(values), say=lambda message: None)
+    return Path(values["output_dir"])
+
+
+@pytest.fixture(scope="session")
 def text_tasks() -> dict[str, Dataset]:
     """Three small tasks as prompt/completion rows."""
 

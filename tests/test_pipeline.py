@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,6 +13,8 @@ from conftest import small_run, word_rows, write_jsonl
 from hf_tasksel import GradientStore, SelectionResult, pipeline
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError, TaskSelectionError
+from hf_tasksel.evaluation import EvaluationRow
+from hf_tasksel.files import read_json
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.run_context import Run
 
@@ -21,10 +24,11 @@ def run(values: dict[str, Any]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, base_folder, task_folder):
+def finished(tmp_path_factory, base_folder, task_folder, finished_run):
     """A finished run's values, closing table and folder."""
-    values = small_run(base_folder, task_folder, tmp_path_factory.mktemp("run") / "out")
-    return values, run(values), pipeline.Path(values["output_dir"])
+    out = shutil.copytree(finished_run, tmp_path_factory.mktemp("run") / "out")
+    values = small_run(base_folder, task_folder, out)
+    return values, [EvaluationRow(**row) for row in read_json(out / "final" / "evaluation.json")], out
 
 
 def test_every_stage_leaves_its_result(finished):
@@ -32,6 +36,7 @@ def test_every_stage_leaves_its_result(finished):
     expected = ["meta/adapter_model.safetensors", "meta/checkpoint-2", "meta/checkpoint-3"]
     expected += ["gradients/checkpoint-2/manifest.json", "gradients/checkpoint-3/manifest.json", "selection.json"]
     expected += ["estimates.parquet", "plots/selection.png", "plots/evaluation.png", "run.json"]
+    expected += ["report.html", "affinity.json", "plots/affinity.png"]
     expected += [f"final/{n}" for n in ("adapter_model.safetensors", "README.md", "selection.json", "run.json")]
     assert [p for p in expected if not (out / p).exists()] == []
     assert [row.model for row in rows] == ["base", "all tasks", "selection"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from hf_tasksel.evaluation import EvaluationRow
 from hf_tasksel.selection.result import SelectionResult
-from hf_tasksel.tables import disappointment, effects_table
+from hf_tasksel.tables import closing_lines, disappointment, effects_table
 
 
 def rows(base: float, everything: float, selection: float) -> list[EvaluationRow]:
@@ -35,3 +36,10 @@ def test_tasks_are_listed_by_what_the_search_ranked_them_by():
     lines = console.export_text().splitlines()
     order = [line.split()[1] for line in lines if "+2.0000" in line or "+3.0000" in line]
     assert order == ["b", "a"]
+
+
+def test_the_report_is_named_where_there_is_one(tmp_path):
+    current = SimpleNamespace(output_dir=tmp_path, record=SimpleNamespace(values={"stages": {}}))
+    assert not any(line.startswith("report") for line in closing_lines(current, None, [], {}))
+    (tmp_path / "report.html").touch()
+    assert f"report with plots: {tmp_path / 'report.html'}" in closing_lines(current, None, [], {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +46,7 @@ def explain(
     if objective.gives_std:
         differences, std = objective.estimator.predict_difference(np.tile(row, (n, 1)), flips)
         effects_std = {name: float(s) for name, s in zip(names, std, strict=True)}
+        steps = with_std(objective, row, steps)
     else:
         differences, effects_std = estimates[0] - objective.estimator.predict(flips), None
     effects = np.where(row > 0, 1.0, -1.0) * differences
@@ -63,3 +65,13 @@ def explain(
         estimator=objective.estimator.get_params(),
         true_runs=objective.estimator.num_true_runs_,
     )
+
+
+def with_std(objective: Objective, row: np.ndarray, steps: list[SelectionStep]) -> list[SelectionStep]:
+    """Return the steps with how unsure their distance to the chosen subset, a 0/1 row (n,), is."""
+    if not steps:
+        return steps
+    rows = np.asarray([[name in step.tasks for name in objective.names] for step in steps], dtype=float)
+    _, std = objective.estimator.predict_difference(rows, np.tile(row, (len(steps), 1)))
+    same = (rows == row).all(1)  # exactly 0 there, whatever the round-off
+    return [replace(step, std=float(s)) for step, s in zip(steps, np.where(same, 0.0, std), strict=True)]

@@ -11,10 +11,12 @@ import numpy as np
 from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 
 from ..errors import ConfigError, DataError, TaskSelectionError, did_you_mean
+from ..estimation.statistics import task_codes
 from .ensemble import random_subsets
 
 if TYPE_CHECKING:
     from ..estimation.estimator import SubsetEstimator
+    from ..gradients.store import GradientStore
 
 FLOOR = 1e-3  # least weight of an edge for spectral clustering: keeps the graph in one piece
 
@@ -93,22 +95,79 @@ def task_affinity(
     Reference:
         arXiv 2409.06091; its T_ij is the second mean, and subtracting it gives a sign to every row.
     """
-    if not 0 < subset_fraction < 1:
-        raise ConfigError(f"subset_fraction must be between 0 and 1, not {subset_fraction}")
     names = check_estimators(estimators)
     tasks = [name for name in names if name in estimators]
+    subsets = affinity_subsets(tasks, num_subsets, subset_fraction, seed)
+    weights = np.zeros((len(subsets), len(names)))
+    weights[:, [names.index(name) for name in tasks]] = subsets
+    rows = [subsets[:, i] > 0 for i in range(len(tasks))]
+    losses = [estimators[name].predict(weights[mine]) for name, mine in zip(tasks, rows, strict=True)]
+    return affinity_of_losses(tasks, subsets, losses)
+
+
+def training_affinity(
+    estimator: SubsetEstimator, num_subsets: int | None = None, subset_fraction: float = 0.5, seed: int = 0
+) -> TaskAffinity:
+    """Estimate task affinities from training rows alone, for stores that hold dev rows of the target only.
+
+    The same as `task_affinity` with the loss on each task's own training rows, to first order, in the place of its dev
+    loss. Tasks lower the loss on the rows they are trained on, but every subset in both means holds task i, so that
+    this cancels. The target plays no part, nor does any calibration.
+
+    Args:
+        estimator: fitted to a store of k tasks, any target.
+        num_subsets, subset_fraction, seed: see `task_affinity`.
+
+    Raises:
+        DataError: for fewer than 3 tasks. ConfigError: as `task_affinity`.
+    """
+    tasks = list(estimator.task_names_)
+    if len(tasks) < 3:
+        raise DataError(f"affinity compares subsets of at least 3 tasks; there are {len(tasks)}")
+    subsets = affinity_subsets(tasks, num_subsets, subset_fraction, seed)
+    changes = [
+        moves.numpy() @ training_gradients(store, projection).T
+        for moves, (store, projection) in zip(estimator.displacements(subsets), estimator.sketches_, strict=True)
+    ]
+    mean = np.mean(changes, axis=0)
+    return affinity_of_losses(tasks, subsets, [mean[subsets[:, i] > 0, i] for i in range(len(tasks))])
+
+
+def training_gradients(store: GradientStore, seed: int) -> np.ndarray:
+    """Return (k, dim) the projected gradient of each task's mean loss per token on its training rows."""
+    codes = task_codes(store)
+    total, weight = np.zeros((len(store.task_names), store.dim)), np.zeros(len(store.task_names))
+    for positions, block in store.blocks("loss", seed):
+        rows = np.flatnonzero(codes[positions] >= 0)
+        mine, tokens = codes[positions[rows]], store.num_tokens[positions[rows]].astype(np.float64)
+        for task in np.unique(mine):
+            here = mine == task
+            total[task] += tokens[here] @ block[rows[here]].astype(np.float64)
+            weight[task] += tokens[here].sum()
+    return total / weight[:, None]
+
+
+def affinity_subsets(tasks: Sequence[str], num_subsets: int | None, subset_fraction: float, seed: int) -> np.ndarray:
+    """Return random subsets (m, k) of k tasks, 0/1, which do not depend on the order of the tasks.
+
+    Raises:
+        ConfigError: when `subset_fraction` is not between 0 and 1, or some pair of tasks shares no subset.
+    """
+    if not 0 < subset_fraction < 1:
+        raise ConfigError(f"subset_fraction must be between 0 and 1, not {subset_fraction}")
     size = min(len(tasks) - 1, max(2, round(subset_fraction * len(tasks))))
     by_name = np.argsort(np.argsort(tasks))  # task -> its column in the subsets, which are drawn over sorted names
     subsets = random_subsets(len(tasks), num_subsets or 10 * len(tasks), size, seed)[:, by_name]
-    weights = np.zeros((len(subsets), len(names)))
-    weights[:, [names.index(name) for name in tasks]] = subsets
+    check_counts((subsets.T @ subsets).astype(int), tasks)
+    return subsets
+
+
+def affinity_of_losses(tasks: list[str], subsets: np.ndarray, losses: Sequence[np.ndarray]) -> TaskAffinity:
+    """Return the affinities of k tasks from subsets (m, k) and, for each task, the losses of those that hold it."""
     counts = (subsets.T @ subsets).astype(int)
-    check_counts(counts, tasks)
     matrix = np.empty(counts.shape)
-    for i, name in enumerate(tasks):
-        rows = subsets[:, i] > 0
-        losses = estimators[name].predict(weights[rows])
-        matrix[i] = losses.mean() - losses @ subsets[rows] / counts[i]
+    for i, mine in enumerate(losses):
+        matrix[i] = mine.mean() - mine @ subsets[subsets[:, i] > 0] / counts[i]
     np.fill_diagonal(matrix, 0.0)
     return TaskAffinity(tasks, matrix, counts)
 

@@ -23,12 +23,15 @@ class SelectionStep:
         tasks: the subset after the change.
         estimate: its estimated target loss, nats per token.
         gain: by how much the change lowered the estimate, nats per token; None for the first subset.
+        std: standard deviation of the estimate's distance to that of the selected subset, nats per token; what both
+            share cancels, see `SubsetEstimator.predict_difference`. None when the estimator gives none.
     """
 
     change: str
     tasks: list[str]
     estimate: float
     gain: float | None = None
+    std: float | None = None
 
 
 def with_gains(path: Sequence[SelectionStep]) -> list[SelectionStep]:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from estimation.synthetic import random_columns
+from hf_tasksel import GradientStore, SubsetEstimator
 from hf_tasksel.errors import ConfigError, DataError, TaskSelectionError
-from hf_tasksel.selection.grouping import TaskAffinity, group_tasks, task_affinity, within_group_affinity
+from hf_tasksel.selection.grouping import (
+    TaskAffinity,
+    affinity_subsets,
+    group_tasks,
+    task_affinity,
+    training_affinity,
+    within_group_affinity,
+)
 
 NAMES = ["m", "c", "x", "a", "q", "b", "z", "k"]
 BLOCKS = [["m", "x", "q"], ["c", "b"], ["a", "z", "k"]]
@@ -171,3 +180,30 @@ def test_affinities_of_any_names_and_size_are_drawn(names, tmp_path):
     written = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("a", "g", "flat")}
     assert all(content[:4] == b"\x89PNG" for content in written.values())
     assert written["a"] != written["g"], "groups order the tasks"
+
+
+def test_affinity_from_training_rows_is_the_mean_change_of_a_tasks_own_loss(tmp_path):
+    store = GradientStore.from_arrays(tmp_path / "store", **random_columns(tasks=4, per_task=12))
+    estimator = SubsetEstimator().fit(store, "goal")
+    found = training_affinity(estimator, num_subsets=40, seed=1)
+    gradients, tokens = store.gradients().astype(float), store.num_tokens.astype(float)
+    subsets = [
+        [name for name, used in zip(found.tasks, row, strict=True) if used]
+        for row in affinity_subsets(found.tasks, 40, 0.5, 1)
+    ]
+    for i, target in enumerate(found.tasks):
+        mine = (store.split == "train") & (store.task == target)
+        gradient = tokens[mine] @ gradients[mine] / tokens[mine].sum()
+        changes = {k: float(estimator.displacements([s])[0][0].numpy() @ gradient) for k, s in enumerate(subsets)}
+        with_i = [k for k, s in enumerate(subsets) if target in s]
+        for j, other in enumerate(found.tasks):
+            both = [k for k in with_i if other in subsets[k]]
+            expected = np.mean([changes[k] for k in with_i]) - np.mean([changes[k] for k in both])
+            assert found.matrix[i, j] == pytest.approx(0.0 if i == j else expected, abs=1e-9)
+            assert found.counts[i, j] == len(both)
+
+
+def test_affinity_needs_three_tasks(tmp_path):
+    store = GradientStore.from_arrays(tmp_path / "store", **random_columns(tasks=2, per_task=6))
+    with pytest.raises(DataError, match="at least 3 tasks; there are 2"):
+        training_affinity(SubsetEstimator().fit(store, "goal"))

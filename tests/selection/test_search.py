@@ -12,7 +12,8 @@ from hf_tasksel.errors import ConfigError
 from hf_tasksel.pipeline import search as configured_search
 from hf_tasksel.selection.ensemble import random_ensemble, random_subsets, surrogate_search
 from hf_tasksel.selection.exhaustive import exhaustive_search
-from hf_tasksel.selection.greedy import forward_selection, greedy_additions, swap_selection
+from hf_tasksel.selection.greedy import backward_elimination, forward_selection, greedy_additions, swap_selection
+from hf_tasksel.selection.result import SelectionResult
 from hf_tasksel.selection.search import SEARCHES, check_method
 
 NAMES = list("abcde")
@@ -235,3 +236,13 @@ def test_a_run_configuration_reaches_every_search(method, unsure, run_values):
     if method in ("random_ensemble", "kernel_ridge", "ridge"):
         arguments = {"max_tasks": 2, "cost_per_token": 0.02, "min_tasks": 2}
         assert found.scores == SEARCHES[method](unsure, seed=3, num_subsets=60, **arguments).scores
+
+
+def test_steps_know_how_sure_their_distance_to_the_selected_subset_is(unsure, additive):
+    found = backward_elimination(unsure, max_tasks=2)
+    assert len(found.path) > 2
+    for step in found.path:
+        same = set(step.tasks) == set(found.selected)
+        assert step.std == pytest.approx(0.0 if same else 0.01 * len(found.selected))
+    assert [step.std for step in forward_selection(additive).path] == [None] * 3
+    assert SelectionResult.from_dict(found.to_dict()).path == found.path
