@@ -65,9 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, description in STAGES.items():
         add_stage(commands, name, description)
     add_estimate(commands)
-    command = add_command(
-        commands, "report", "write report.html anew from the files of a run's folder; loads no model"
-    )
+    command = add_command(commands, "report", "write a run's report.html anew from its files; loads no model")
     command.add_argument("output_dir", metavar="OUTPUT_DIR")
     command = add_command(commands, "env", "versions and devices, for bug reports")
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")

@@ -103,6 +103,9 @@ def print_found(found: dict[str, Any]) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write `report.html` from the files of a run's folder."""
+    from .cli import quiet_libraries
+
+    quiet_libraries(True)
     from .html_report import write_html_report
 
     print(f"written to {write_html_report(options.output_dir)}")

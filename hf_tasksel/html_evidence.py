@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .card import TRUST_NOTE
 from .html_blocks import Missing, Section, Table, drawn, stored
-from .hub import TRUST_NOTE
 from .loss_curves import SMALL_MULTIPLES, change, movers, plot_task_losses, plot_training_losses
 from .run_files import RunFiles
 from .truth import Verification

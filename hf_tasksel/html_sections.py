@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from .card import EFFECT_NOTE, number
 from .evaluation import EvaluationRow
 from .html_blocks import Listing, Missing, Section, Table, drawn, listed, stored
-from .hub import EFFECT_NOTE, number
 from .plots import plot_effects, plot_path
 from .run_files import RunFiles
 from .run_record import without_folders
