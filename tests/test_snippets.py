@@ -2,125 +2,32 @@
 
 The blocks of a page run in order, in one namespace and in a folder that looks like a user's: `my.yaml` is a run
 configuration, `out/mine` the folder of its finished run, `base/model` the base, `data/` has its rows. What pages may
-use without defining it is in `PRELUDE`. A block that cannot run says why in a comment right above it:
+use without defining it is in `snippet_world.PRELUDE`. A block that cannot run says why in a comment right above it:
 `<!-- not run: reason -->`.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-import os
 import re
 import shlex
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 import yaml
-from datasets import Dataset
-from peft import LoraConfig
-from trl import SFTConfig
 
-import hf_tasksel
-from conftest import tiny_llama, tiny_tokenizer, word_rows, write_jsonl
-from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator, cli, pipeline, true_runs
+from hf_tasksel import cli
 from hf_tasksel.config import RunConfig
 from hub_server import HubServer
 from markdown_blocks import ROOT, Block, blocks, documented_pages
+from snippet_world import CONFIG, run_in_order
 
-TASKS = ["gsm8k", "my_notes", "songs", "maps", "poems", "tables"]
 MOST_NOT_RUN = 3
-CONFIG = {
-    "model_name_or_path": "base/model",
-    "output_dir": "out/mine",
-    "tasks": {name: {"dataset": f"data/{name}.jsonl"} for name in TASKS},
-    "target": {"task": "goal", "dataset": "data/goal.jsonl", "dev_samples": 8, "test_samples": 8},
-    "lora": {"r": 2, "lora_alpha": 4},
-    "meta": {"max_steps": 150, "per_device_train_batch_size": 2, "learning_rate": 5e-3, "disable_tqdm": True},
-    "gradients": {"dim": 32, "batch_size": 32},
-    "fine_tuning": {"max_steps": 4, "compare_with": []},
-    "generation": {"max_new_tokens": 2},
-    "hub": {"repo_id": "me/selected"},
-}
-
-
-def text_rows(name: str, count: int = 10) -> Dataset:
-    shift = 1 + [*TASKS, "goal"].index(name) % 3
-    return Dataset.from_list(
-        [{"prompt": r["question"], "completion": f" {r['answer']}"} for r in word_rows(name, count, shift)]
-    )
-
-
-def store() -> GradientStore:
-    return GradientStore("out/mine/gradients/checkpoint-15")
-
-
-def estimator() -> SubsetEstimator:
-    return SubsetEstimator().fit(store(), target="goal")
-
-
-PRELUDE: dict[str, Callable[[], Any]] = {
-    # to train
-    "model": tiny_llama,
-    "tokenizer": tiny_tokenizer,
-    "tasks": lambda: {name: text_rows(name) for name in TASKS},
-    "dev": lambda: text_rows("goal", 8),
-    "lora": lambda: LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
-    "sft_config": lambda: SFTConfig("out/final", max_steps=2, bf16=False, report_to="none", disable_tqdm=True),
-    # of the finished run
-    "store": store,
-    "estimator": estimator,
-    "selection": lambda: SelectionResult.load("out/mine"),
-    "mixture": lambda: hf_tasksel.optimize_mixture(estimator()),
-    # true fine-tunes
-    "subsets": lambda: [TASKS[:3], TASKS[2:5], TASKS[3:]],
-    "true_losses": lambda: [3.0, 3.2, 3.1],
-    "others": lambda: [TASKS[:2], TASKS[4:]],
-    # gradients from elsewhere
-    "names": lambda: ["gsm8k"] * 4 + ["goal"] * 2,
-    "splits": lambda: ["train"] * 4 + ["dev"] * 2,
-    "log_odds": lambda: np.zeros(6),
-    "losses": lambda: np.full(6, 0.7),
-    "counts": lambda: np.ones(6, dtype=int),
-    "gradients": lambda: np.random.default_rng(0).normal(size=(6, 16)),
-}
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `my.yaml` and its finished run."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "data").mkdir()
-    for name in [*TASKS, "goal"]:
-        write_jsonl(folder / "data" / f"{name}.jsonl", [dict(row) for row in text_rows(name, 30)])
-    shutil.copy(folder / "data" / "my_notes.jsonl", folder / "data" / "notes.jsonl")
-    tiny_llama().save_pretrained(folder / "base" / "model")
-    tiny_tokenizer().save_pretrained(folder / "base" / "model")
-    (folder / "my.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
-        pipeline.run(RunConfig.from_yaml("my.yaml"), say=lambda message: None)
-    finally:
-        os.chdir(here)
-    return folder
-
-
-@pytest.fixture
-def user_folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished run's folder, as the current one."""
-    folder = tmp_path / "user"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(true_runs, "default_processes", lambda: 1)
-    return folder
 
 
 @pytest.fixture
@@ -154,12 +61,7 @@ PYTHON_PAGES = [page for page in documented_pages() if blocks(page, "python")]
 
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_of_a_page_run_in_order(page, user_folder, my_hub):
-    run = [block for block in blocks(page, "python") if block.not_run is None]
-    trees = [ast.parse("\n" * (block.line - 1) + block.text, str(page)) for block in run]
-    used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    namespace: dict[str, Any] = {"__name__": "__main__", **{n: make() for n, make in PRELUDE.items() if n in used}}
-    for tree in trees:
-        exec(compile(tree, str(page), "exec"), namespace)
+    run_in_order([block for block in blocks(page, "python") if block.not_run is None])
 
 
 @pytest.mark.parametrize("block", **named("yaml", "yml"))
