@@ -43,6 +43,7 @@ def my_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
             "HF_HUB_DISABLE_XET": True,
         }.items():
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)  # of the functions of the module
         monkeypatch.setenv("HF_TOKEN", server.token)
         monkeypatch.setenv("NO_PROXY", "*")
         yield server
