@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,38 @@ def test_pages_build_without_a_warning_and_load_nothing_from_elsewhere(tmp_path)
     names = {f"hf_tasksel.{name}" for name in hf_tasksel.__all__}
     ids = re.findall(r'id="([\w.]+)"', "".join(p.read_text(encoding="utf-8") for p in pages if "reference" in str(p)))
     assert names <= set(ids)
+
+
+@cache
+def messages() -> list[str]:
+    """Return every text that the package can make, with `…` where values are filled in."""
+
+    def parts(node: ast.AST, module: dict[str, str]) -> str:
+        if isinstance(node, ast.Constant):
+            return str(node.value)
+        if isinstance(node, ast.JoinedStr):
+            return "".join(parts(value, module) for value in node.values)
+        inner = node.value if isinstance(node, ast.FormattedValue) else node
+        return module.get(getattr(inner, "id", ""), "…")
+
+    found = []
+    for path in sorted((ROOT / "hf_tasksel").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = [n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)]
+        module = {n.targets[0].id: str(n.value.value) for n in named if isinstance(n.targets[0], ast.Name)}
+        texts = (n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr | ast.Constant))
+        found += [parts(node, module) for node in texts]
+    return found
+
+
+QUOTED = re.findall(r"^> (.+)$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_every_quoted_error_is_one_that_the_package_raises(quoted):
+    pattern = re.compile(".*?".join(re.escape(part.strip()) for part in quoted.split("…")), re.DOTALL)
+    assert any(pattern.search(message) for message in messages())
+
+
+def test_the_troubleshooting_page_quotes_errors_of_every_stage():
+    assert len(QUOTED) >= 30
