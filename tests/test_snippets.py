@@ -79,18 +79,20 @@ def test_yaml_blocks_are_run_configurations_or_parts_of_one(block):
 
 COSTLY = {"run", "meta-train", "collect", "select", "fine-tune", "push", "expansion", "verify"}
 STAGES_OF_A_FINISHED_RUN = COSTLY - {"push", "verify", "expansion"}
-TRUSTED = {"cd", "source", "export", "git", "pre-commit", "hf", "mkdocs", "cat", "ls"}
+TRUSTED = {"cd", "eval", "source", "export", "git", "pre-commit", "hf", "mkdocs", "cat", "ls"}
 
 
 def commands(block: Block) -> list[list[str]]:
-    """Split a block into commands, without comments, variables and continued lines."""
+    """Split a block into commands, without comments, variables, redirections and continued lines."""
     found: list[list[str]] = []
     for line in block.text.replace("\\\n", " ").splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars="&;|")
+        words = shlex.shlex(line, posix=True, punctuation_chars="&;|<>")
         words.whitespace_split = True
         found.append([])
         for word in words:
-            if set(word) <= set("&;|"):
+            if set(word) <= set("<>"):
+                next(words, None)
+            elif set(word) <= set("&;|"):
                 found.append([])
             elif found[-1] or not re.match(r"\w+=", word):
                 found[-1].append(word)
@@ -105,6 +107,8 @@ def check_cli(arguments: list[str], user_folder: Path) -> None:
     """Run a command of ours where it is cheap; otherwise have the real parsers read it."""
     command, mine = arguments[0], "my.yaml" in arguments
     options = cli.make_parser().parse_known_args(arguments) if command in COSTLY else (None, [])
+    if command == "init":  # a user has data and no configuration yet
+        (user_folder / "my.yaml").unlink()
     if command not in COSTLY or (mine and not options[1] and command in STAGES_OF_A_FINISHED_RUN):
         assert exit_code(arguments) == 0
         return
