@@ -13,7 +13,7 @@ FENCE = re.compile(
 )
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}\S[^\n]*\n)+")
 COMMANDS = ("hf-tasksel", "pip", "accelerate", "torchrun", "python", "pytest", "make", "git")
-NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.S)
+NOT_RUN = re.compile(r"<!-- not run: ((?:(?!-->).)+?) -->\s*\Z", re.S)
 
 
 @dataclass(frozen=True)
