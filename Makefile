@@ -1,4 +1,4 @@
-.PHONY: quality style test quickstart
+.PHONY: quality style test docs quickstart
 
 quality:  ## what must hold before a change is accepted
 	ruff format --check .
@@ -11,6 +11,9 @@ style:  ## repair what can be repaired
 
 test:
 	pytest
+
+docs:  ## the pages in site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 quickstart:  ## every stage on a tiny model, on a CPU
 	hf-tasksel run recipes/quickstart.yaml

@@ -9,6 +9,7 @@ A page holds `<!-- table: NAME -->` and `<!-- end of table -->`; what stands bet
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from scipy.stats import spearmanr
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -196,6 +199,42 @@ def quickstart_seeds() -> str:
 STUDIES = ("instruct", "cot", "quickstart")
 
 
+def true_fine_tunes() -> str:
+    """How long the true fine-tunes of the studies took, one by one and together."""
+    rows = []
+    for study in STUDIES:
+        subsets = result(f"truth_{study}")["subsets"]
+        seconds = [s for subset in subsets for s in subset["seconds"]]
+        steps = sorted({subset["steps"] for subset in subsets})
+        shown = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+        rows.append([study, len(seconds), shown, f"{np.median(seconds):.0f}", f"{sum(seconds) / 3600:.1f}"])
+    header = ["study", "true fine-tunes", "steps of each", "seconds of each, median", "hours of all"]
+    source = "`python benchmarks/fidelity.py train <study>` wrote these into `benchmarks/results/truth_<study>.json`."
+    return f"{table(header, rows)}\n\n{source}"
+
+
+def dev_and_test() -> str:
+    """How well true losses on dev rows rank subsets like true losses on other rows of the same target do."""
+    rows = []
+    for study in STUDIES:
+        subsets = result(f"truth_{study}")["subsets"]
+        dev, test = (np.asarray([np.mean(s[f"{split}_losses"]) for s in subsets]) for split in ("dev", "test"))
+        apart = float(np.mean(np.abs(dev - test) / test))
+        rows.append([study, dev_rows(study), f"{spearmanr(dev, test).statistic:.2f}", f"{apart:.1%}"])
+    header = ["study", "dev rows", "Spearman, dev loss and test loss", "difference of the two, relative"]
+    source = "`python benchmarks/fidelity.py train <study>` wrote these into `benchmarks/results/truth_<study>.json`."
+    return f"{table(header, rows)}\n\n{source}"
+
+
+def dev_rows(study: str) -> int:
+    """Count the dev rows of a study."""
+    if study == "quickstart":
+        file = ROOT / "hf_tasksel" / "quickstart" / "tasks" / "target" / "word_problems.dev.jsonl.gz"
+        return sum(1 for line in gzip.decompress(file.read_bytes()).splitlines() if line.strip())
+    recipe = yaml.safe_load((ROOT / "recipes" / "local" / f"study_{study}.yaml").read_text())
+    return int(recipe["target"]["dev_samples"])
+
+
 def fidelity(study: str) -> str:
     """One row per reported option, then the constant predictor and the agreement of two seeds."""
     name = f"fidelity_{study}"
@@ -278,6 +317,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "estimation_speed": estimation_speed,
     "trainer_overhead": trainer_overhead,
     "quickstart_seeds": quickstart_seeds,
+    "true_fine_tunes": true_fine_tunes,
+    "dev_and_test": dev_and_test,
     "fidelity_summary": fidelity_summary,
     **{
         f"{make.__name__}_{study}": partial(make, study)

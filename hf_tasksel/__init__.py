@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
+"""The version of the package."""
 
 _LOCATIONS = {
     "TaskSelectionConfig": "training_args",

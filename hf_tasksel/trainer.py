@@ -80,8 +80,11 @@ class TaskSelectionMixin(TrainerBase):
             Rows are tokenized (`input_ids`, `labels`), or text (`prompt` and `completion`, optionally `messages`),
             which is tokenized here, except under `SFTTrainer`, which takes its own kinds of rows.
         eval_dataset: rows of the same kind, or a dict of them.
+        data_collator: as in Trainer.
+        processing_class: as in Trainer.
         peft_config: adds a fresh LoRA adapter to `model`.
-        Everything else as in Trainer, in the same positions.
+        rest: the other arguments of Trainer, in the same positions.
+        kwargs: the other arguments of Trainer, by name.
 
     Raises:
         DataError: for empty or mismatched tasks.

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,32 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setenv("NO_PROXY", "*")
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def user_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder such as a user of the docs has, with `my.yaml` and its finished run; see `snippet_world`."""
+    from snippet_world import finished_run
+
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        finished_run(folder)
+    return folder
+
+
+@pytest.fixture
+def user_folder(user_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of `user_run` as the current folder; what is registered meanwhile is forgotten afterwards."""
+    from hf_tasksel import true_runs
+    from snippet_world import REGISTRIES
+
+    before = [dict(registry) for registry in REGISTRIES]
+    folder = tmp_path / "user"
+    shutil.copytree(user_run, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(true_runs, "default_processes", lambda: 1)
+    yield folder
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(entries)

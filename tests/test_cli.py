@@ -313,5 +313,5 @@ def test_senseless_gradient_settings_are_refused_before_anything_is_trained(
 def test_report_writes_the_page_of_a_run_that_is_there(finished, tmp_path, capsys):
     assert cli.main(["report", str(finished)]) == 0
     assert "report.html" in capsys.readouterr().out
-    assert "<h1>" in (finished / "report.html").read_text()
+    assert "<h1" in (finished / "report.html").read_text()
     assert "is not the output folder of a run" in fails(capsys, "report", str(tmp_path))

@@ -153,7 +153,8 @@ class SubsetEstimator(BaseEstimator):
         than those of the two estimates suggest.
 
         Args:
-            subsets, others: m subsets each, as in `predict`.
+            subsets: m subsets, as in `predict`.
+            others: m subsets to compare them with, one by one.
 
         Returns:
             (m,) differences in nats per token and (m,) standard deviations.

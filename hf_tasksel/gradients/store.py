@@ -220,10 +220,13 @@ class GradientStore:
 
         Args:
             output_dir: an empty or new folder.
-            task, split: task name and `train`/`dev` of each sample, length num_samples.
-            value, loss, num_tokens: shape (num_samples,); mean log-odds, mean loss (nats), answer tokens.
-            loss_gradient, log_odds_gradient: shape (num_samples, dim); at least one of them. float16 stays float16,
-                anything else is stored as float32.
+            task: task name of each sample, length num_samples.
+            split: `train` or `dev`, length num_samples.
+            value: shape (num_samples,); mean log-odds.
+            loss: shape (num_samples,); mean loss per answer token, nats.
+            num_tokens: shape (num_samples,); answer tokens.
+            loss_gradient: shape (num_samples, dim). float16 stays float16, anything else is stored as float32.
+            log_odds_gradient: the same for the log-odds; at least one of the two is needed.
 
         Raises:
             StoreError: when shapes differ or are empty, an entry is no finite real number in the dtype that it is

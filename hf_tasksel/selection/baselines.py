@@ -242,3 +242,4 @@ BASELINES: dict[str, Callable[[BaselineData, int, int], list[str]]] = {
     "representation_similarity": by_representations,
     "ngram_similarity": by_ngrams,
 }
+"""Name -> baseline: a function of `BaselineData`, the number of tasks to choose and a seed that returns task names."""

@@ -39,7 +39,8 @@ def random_ensemble(
         num_subsets: how many random subsets; 10 per task by default.
         subset_fraction: share of the tasks in each.
         seed: seeds the subsets.
-        max_tasks, min_tasks: bounds on the size of the selection.
+        max_tasks: largest size of the selection.
+        min_tasks: least size of the selection.
         cost_per_token: nats per million training tokens, added to what is minimised but not to reported estimates.
 
     Raises:
@@ -82,7 +83,8 @@ def surrogate_search(
         surrogate: `kernel_ridge` (RBF kernel on 0/1 indicators, γ = 1/n) or `ridge` (additive task effects).
         num_subsets: how many random subsets; 10 per task by default.
         seed: seeds the subsets.
-        max_tasks, min_tasks: bounds on the size of the selection.
+        max_tasks: largest size of the selection.
+        min_tasks: least size of the selection.
         regularization: ridge penalty.
         cost_per_token: nats per million training tokens, added to what is minimised but not to reported estimates.
 

@@ -20,7 +20,8 @@ def exhaustive_search(
 
     Args:
         estimator: a fitted estimator.
-        max_tasks, min_tasks: bounds on the size of the selection.
+        max_tasks: largest size of the selection.
+        min_tasks: least size of the selection.
         cost_per_token: nats per million training tokens, added to what is minimised but not to reported estimates.
 
     Raises:

@@ -65,7 +65,8 @@ def backward_elimination(
         estimator: a fitted estimator.
         max_tasks: go on to this many tasks even where the estimate rises.
         min_tasks: stop at this many tasks.
-        tolerance_std, cost_per_token: see `forward_selection`.
+        tolerance_std: see `forward_selection`.
+        cost_per_token: see `forward_selection`.
 
     Raises:
         ConfigError: as `forward_selection`.

@@ -20,6 +20,7 @@ SEARCHES: dict[str, Callable[..., SelectionResult]] = {
     "ridge": partial(surrogate_search, surrogate="ridge"),
     "exhaustive": exhaustive_search,
 }
+"""Name -> search: what `selection.method` may be. A search takes a fitted estimator, and options by their names."""
 
 
 def check_method(method: str) -> str:
