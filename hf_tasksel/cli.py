@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-tasksel",
         description="Choose which tasks to fine-tune on, from one multitask training and one gradient pass.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -77,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 def add_command(commands: Any, name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """Add one command."""
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=description, description=description, epilog=epilog
+        name, help=description, description=description, epilog=epilog, allow_abbrev=False
     )
     return command
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.util
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import hf_tasksel
+from hf_tasksel.cli import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -150,3 +152,9 @@ def test_every_quoted_error_is_one_that_the_package_raises(quoted):
 
 def test_the_troubleshooting_page_quotes_errors_of_every_stage():
     assert len(QUOTED) >= 30
+
+
+def test_the_page_of_the_command_line_lists_every_command():
+    rows = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), re.M)
+    (commands,) = (a.choices for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert sorted(rows) == sorted(commands)
