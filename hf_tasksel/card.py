@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .evaluation import EvaluationRow
     from .selection.result import SelectionResult
 
+EVALUATION_HEADER = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
 FIDELITY = {"spearman": ".2f", "relative_error": ".1%"}
 EFFECT_NOTE = (
     "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps."
@@ -251,22 +252,20 @@ def fenced(content: str) -> str:
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
     """Measured and estimated losses of every model."""
-    header = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
-    return table(
-        header,
-        [
-            [
-                "nothing (base)" if row.model == "base" else text(row.model),
-                str(row.num_tasks or ""),
-                str(row.train_samples or ""),
-                number(row.estimated_loss),
-                number(row.dev_loss),
-                number(row.test_loss),
-                number(row.answer_accuracy, ".1%"),
-            ]
-            for row in rows
-        ],
-    )
+    return table(EVALUATION_HEADER, [[text(cell) for cell in evaluation_cells(row)] for row in rows])
+
+
+def evaluation_cells(row: EvaluationRow) -> list[str]:
+    """Return one model's cells under `EVALUATION_HEADER`, not escaped."""
+    return [
+        "nothing (base)" if row.model == "base" else row.model,
+        str(row.num_tasks or ""),
+        str(row.train_samples or ""),
+        number(row.estimated_loss),
+        number(row.dev_loss),
+        number(row.test_loss),
+        number(row.answer_accuracy, ".1%"),
+    ]
 
 
 def task_table(info: CardInfo, tasks: Sequence[str]) -> str:

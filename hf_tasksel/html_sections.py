@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from .card import EFFECT_NOTE, number
-from .evaluation import EvaluationRow
+from .card import EFFECT_NOTE, EVALUATION_HEADER, evaluation_cells, number
 from .html_blocks import Listing, Missing, Section, Table, drawn, listed, stored
 from .plots import plot_effects, plot_path
 from .run_files import RunFiles
@@ -23,8 +22,8 @@ def measured_section(files: RunFiles) -> Section | Missing:
     """Measured and estimated losses of every model."""
     if not files.rows:
         return Missing("What was measured", "hf-tasksel fine-tune")
-    header = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
-    table = Table("Target loss, nats per token", header, [measured_row(row) for row in files.rows])
+    cells = [evaluation_cells(row) for row in files.rows]
+    table = Table("Target loss, nats per token", EVALUATION_HEADER, cells)
     notes = [
         "Dev rows chose the tasks; test rows were used once, for this table. Each line is one fine-tune with one "
         "seed: a difference smaller than that of two seeds means little."
@@ -38,19 +37,6 @@ def measured_section(files: RunFiles) -> Section | Missing:
         "Measured on test; the lower the loss the better.",
     )
     return Section("measured", "What was measured", [table, *notes, *plot])
-
-
-def measured_row(row: EvaluationRow) -> list[str]:
-    """Return the cells of one model."""
-    return [
-        "nothing (base)" if row.model == "base" else row.model,
-        str(row.num_tasks or ""),
-        str(row.train_samples or ""),
-        number(row.estimated_loss),
-        number(row.dev_loss),
-        number(row.test_loss),
-        number(row.answer_accuracy, ".1%"),
-    ]
 
 
 def tasks_section(files: RunFiles) -> Section | Missing:

@@ -86,7 +86,7 @@ def test_the_card_holds_metadata_results_and_both_lists_of_tasks(folder):
     }
     assert metrics["loss"] == 0.91
     for text in (
-        "nothing (base)",
+        r"nothing \(base\)",
         "all tasks",
         "0.9100",
         "35.0%",
