@@ -21,6 +21,7 @@ def describe_environment() -> dict[str, Any]:
         devices.append("Apple MPS")
     return {
         **versions(),
+        "torch": torch.__version__,  # names the build for CPU or CUDA, which the package's version does not
         "platform": platform.platform(),
         "CPU cores": os.cpu_count(),
         "accelerators": ", ".join(devices) or "none",
