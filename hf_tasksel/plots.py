@@ -36,7 +36,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, atomically."""
     FigureCanvasAgg(figure)
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script the font lacks: boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in a script the font lacks: boxes
         figure.savefig(temporary, format="png", dpi=120)
 
 
