@@ -1,4 +1,4 @@
-.PHONY: quality style test docs quickstart
+.PHONY: quality style test docs quickstart build
 
 quality:  ## what must hold before a change is accepted
 	ruff format --check .
@@ -17,3 +17,8 @@ docs:  ## the pages in site/; any warning is an error
 
 quickstart:  ## every stage on a tiny model, on a CPU
 	hf-tasksel run recipes/quickstart.yaml
+
+build:  ## the sdist and the wheel in dist/, checked
+	rm -rf build dist
+	python -m build
+	python -m twine check --strict dist/*

@@ -43,7 +43,7 @@ def save(figure: Figure, target: PlotTarget) -> None:
     """Write a figure as PNG: atomically into a file, or into memory."""
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script the font lacks: boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in a script the font lacks: boxes
         if isinstance(target, BytesIO):
             figure.savefig(target, format="png", dpi=120)
             return

@@ -62,7 +62,7 @@ class Calibration:
             self.task_variance, self.noise_variance = np.exp(2 * log_scales).T
             noise = self.noise_variance[:, None, None] * np.eye(len(y))
             self.factors = np.linalg.cholesky(self._kernels(self.f, self.z) + noise)
-            whitened = np.linalg.solve(self.factors, residual[:, None])[..., 0]
+            whitened = np.linalg.solve(self.factors, residual[None, :, None])[..., 0]
             self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
             return -0.5 * (whitened**2).sum(1) - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
 
