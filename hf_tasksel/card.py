@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .evaluation_rows import EVALUATION_HEADER, EvaluationRow, disappointment, evaluation_cells, number
 from .files import atomic_path
 
 if TYPE_CHECKING:
-    from .evaluation import EvaluationRow
     from .selection.result import SelectionResult
 
-EVALUATION_HEADER = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
 FIDELITY = {"spearman": ".2f", "relative_error": ".1%"}
 EFFECT_NOTE = (
     "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps."
@@ -54,6 +53,7 @@ class CardInfo:
         command: the command that reproduces the run from `config_yaml`.
         config_yaml: the run's configuration.
         license: licence of the adapter, when the user states one.
+        target_dataset: Hub id of the dataset that the test rows are from, where there is one.
         repo_id: the repository that the card is for.
         is_encoder_decoder: whether the base is one.
         verification: `Verification.to_dict()`, when true fine-tunes were compared with estimates.
@@ -69,6 +69,7 @@ class CardInfo:
     command: str = "hf-tasksel run config.yaml"
     config_yaml: str = ""
     license: str | None = None
+    target_dataset: str | None = None
     repo_id: str = "THIS_REPO"
     is_encoder_decoder: bool = False
     verification: Mapping[str, Any] | None = None
@@ -78,11 +79,6 @@ def text(value: str) -> str:
     """Return data as plain text inside Markdown and tables: nothing in it is markup."""
     escaped = html.escape(" ".join(value.split()))
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", escaped)
-
-
-def number(value: float | None, pattern: str = ".4f") -> str:
-    """Format a number, or leave a cell empty."""
-    return "" if value is None else format(value, pattern)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -113,7 +109,7 @@ def card_metadata(info: CardInfo) -> ModelCardData:
         results += [
             EvalResult(
                 task_type="text-generation",
-                dataset_type=target,
+                dataset_type=info.target_dataset or target,
                 dataset_name=target,
                 metric_type=kind,
                 metric_name=name,
@@ -148,24 +144,30 @@ def card_text(info: CardInfo) -> str:
         "## Dropped tasks",
         task_table(info, selection.dropped) if selection.dropped else "None.",
         EFFECT_NOTE,
-        *(["![search path and task effects](plots/selection.png)"] if info.rows else []),
+        "![search path and task effects](plots/selection.png)",
         "## How far to trust the estimates",
         *trust_section(info),
         "## Intended use",
         USE_NOTE,
-        *usage(info),
+        adapter_code(info.base_model, info.repo_id, info.is_encoder_decoder),
+        "```python\nfrom hf_tasksel import SelectionResult\n\n"
+        f"SelectionResult.from_pretrained({json.dumps(info.repo_id)})  # what was chosen, and why\n```",
         "## Limits",
         LIMITS_NOTE,
         *data_section(info),
-        "## Reproduce",
-        f"```\n{info.command}\n```",
-        "<details><summary>config.yaml and versions</summary>\n\n"
-        + fenced(info.config_yaml)
-        + "\n\n"
-        + ", ".join(f"{text(k)} {text(v)}" for k, v in info.versions.items())
-        + "\n\n</details>",
+        *reproduction(info),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def reproduction(info: CardInfo) -> list[str]:
+    """How to do it again, where a configuration says so, and the versions it was done with."""
+    versions = ", ".join(f"{text(k)} {text(v)}" for k, v in info.versions.items())
+    if not info.config_yaml:
+        return ["## Versions", versions] if versions else []
+    summary = "<details><summary>config.yaml and versions</summary>"
+    details = f"{summary}\n\n{fenced(info.config_yaml)}\n\n{versions}\n\n</details>"
+    return ["## Reproduce", f"```\n{info.command}\n```", details]
 
 
 def introduction(info: CardInfo) -> str:
@@ -174,7 +176,7 @@ def introduction(info: CardInfo) -> str:
     count = f"{len(selection.selected)} of {len(selection.effects)} tasks"
     calibrated = f", calibrated with {selection.true_runs} true fine-tunes" if selection.true_runs else ""
     return (
-        f"A LoRA adapter for `{text(public_name(info.base_model))}`, trained on {count} that were chosen with "
+        f"A LoRA adapter for {text(public_name(info.base_model))}, trained on {count} that were chosen with "
         f"hf\\_tasksel for a low loss on **{text(selection.target)}**, by first-order estimates (arXiv 2409.19458)"
         f"{calibrated}."
     )
@@ -184,8 +186,10 @@ def results_section(info: CardInfo) -> list[str]:
     """What was measured."""
     if not info.rows:
         return ["Not measured yet."]
+    worse = disappointment(info.rows)
     return [
         evaluation_table(info.rows),
+        *([worse] if worse else []),
         "Losses are nats per answer token. Dev rows chose the tasks; test rows were used once, for this table.",
         "![measured losses](plots/evaluation.png)",
     ]
@@ -212,17 +216,14 @@ def trust_section(info: CardInfo) -> list[str]:
     ]
 
 
-def usage(info: CardInfo) -> list[str]:
-    """Code that loads the adapter and the selection."""
-    cls = "AutoModelForSeq2SeqLM" if info.is_encoder_decoder else "AutoModelForCausalLM"
-    base = json.dumps(info.base_model if is_hub_id(info.base_model) else "FOLDER/OF/" + public_name(info.base_model))
-    repo = json.dumps(info.repo_id)
-    return [
+def adapter_code(base_model: str, repo_id: str, is_encoder_decoder: bool) -> str:
+    """Code that loads the adapter."""
+    cls = "AutoModelForSeq2SeqLM" if is_encoder_decoder else "AutoModelForCausalLM"
+    base = json.dumps(base_model if is_hub_id(base_model) else "FOLDER/OF/" + public_name(base_model))
+    return (
         f"```python\nfrom peft import PeftModel\nfrom transformers import {cls}\n\n"
-        f"model = PeftModel.from_pretrained({cls}.from_pretrained({base}), {repo})\n```",
-        "```python\nfrom hf_tasksel import SelectionResult\n\n"
-        f"SelectionResult.from_pretrained({repo})  # what was chosen, and why\n```",
-    ]
+        f"model = PeftModel.from_pretrained({cls}.from_pretrained({base}), {json.dumps(repo_id)})\n```"
+    )
 
 
 def data_section(info: CardInfo) -> list[str]:
@@ -255,19 +256,6 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
     return table(EVALUATION_HEADER, [[text(cell) for cell in evaluation_cells(row)] for row in rows])
 
 
-def evaluation_cells(row: EvaluationRow) -> list[str]:
-    """Return one model's cells under `EVALUATION_HEADER`, not escaped."""
-    return [
-        "nothing (base)" if row.model == "base" else row.model,
-        str(row.num_tasks or ""),
-        str(row.train_samples or ""),
-        number(row.estimated_loss),
-        number(row.dev_loss),
-        number(row.test_loss),
-        number(row.answer_accuracy, ".1%"),
-    ]
-
-
 def task_table(info: CardInfo, tasks: Sequence[str]) -> str:
     """Tasks with their estimated effects, the most helpful first."""
     ordered = sorted(tasks, key=lambda task: info.selection.effects[task])
@@ -276,9 +264,24 @@ def task_table(info: CardInfo, tasks: Sequence[str]) -> str:
     return table(header, [[text(t), f"{info.selection.effects[t]:+.4f}", *notes[t]] for t in ordered])
 
 
-def write_card(output_dir: str | Path, info: CardInfo) -> Path:
-    """Write `README.md` with metadata and text; returns its path."""
-    card = ModelCard(f"---\n{card_metadata(info).to_yaml()}\n---\n\n{card_text(info)}")
+def plain_card(base_model: str, tasks: Sequence[str], repo_id: str, is_encoder_decoder: bool) -> ModelCard:
+    """Return the card of an adapter whose tasks were not chosen by a selection but named."""
+    base: dict[str, Any] = {"base_model": base_model} if is_hub_id(base_model) else {}
+    data = ModelCardData(library_name="peft", tags=["hf_tasksel", "lora"], **base)
+    parts = [
+        "# A LoRA adapter trained on named tasks",
+        f"For {text(public_name(base_model))}; trained on {', '.join(text(task) for task in tasks)}. Not measured.",
+        adapter_code(base_model, repo_id, is_encoder_decoder),
+        "## Limits",
+        "The adapter inherits the limits of its base and of the training data.",
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def write_card(output_dir: str | Path, card: CardInfo | ModelCard) -> Path:
+    """Write `README.md`, from what a card says or ready-made; returns its path."""
+    if isinstance(card, CardInfo):
+        card = ModelCard(f"---\n{card_metadata(card).to_yaml()}\n---\n\n{card_text(card)}")
     path = Path(output_dir) / "README.md"
     with atomic_path(path) as temporary:
         temporary.write_text(str(card), encoding="utf-8")

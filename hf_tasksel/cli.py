@@ -7,14 +7,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, TaskSelectionError
 
 if TYPE_CHECKING:
-    from .config import RunConfig
+    from .run_context import Run
 
 STAGES = {
     "run": "every stage that is not done yet: meta training, gradients, selection, fine-tuning",
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             from . import commands
 
-            commands.COMMANDS[options.command](options)
+            commands.run_command(options)
     except TaskSelectionError as error:
         print(f"hf-tasksel: error: {error}", file=sys.stderr)
         return 2
@@ -68,8 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_estimate(commands)
     command = add_command(commands, "report", "write a run's report.html anew from its files; loads no model")
     command.add_argument("output_dir", metavar="OUTPUT_DIR")
-    command = add_command(commands, "env", "versions and devices, for bug reports")
-    command.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    add_command(commands, "env", "versions and devices, for bug reports")
     command = add_command(commands, "completion", "print a script that completes this command in a shell")
     command.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
@@ -80,6 +79,9 @@ def add_command(commands: Any, name: str, description: str, epilog: str | None =
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=description, description=description, epilog=epilog, allow_abbrev=False
     )
+    if name != "completion":
+        command.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+        command.add_argument("--quiet", action="store_true", help="no progress bars, messages or tables")
     return command
 
 
@@ -92,15 +94,12 @@ def add_init(commands: Any) -> None:
     command.add_argument("--target", help="the task whose loss is to be lowered; otherwise one is taken and said")
     command.add_argument("--model", help="the base model: a Hub id or a folder")
     command.add_argument("--output", default="tasksel.yaml", help="the file to write (tasksel.yaml)")
-    command.add_argument("--json", action="store_true", help="print what was found as JSON instead of a table")
-    command.add_argument("--quiet", action="store_true", help="print nothing")
 
 
 def add_stage(commands: Any, name: str, description: str) -> None:
     """Describe a stage of a run."""
     stage = add_command(commands, name, description, "Every key of CONFIG can be set as --dotted.key value.")
     stage.add_argument("config", metavar="CONFIG.yaml")
-    stage.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
     if name == "collect":
         stage.add_argument(
             "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
@@ -115,7 +114,6 @@ def add_stage(commands: Any, name: str, description: str) -> None:
             default="random",
             help="random subsets, or the selection and its nearest rivals",
         )
-    stage.add_argument("--quiet", action="store_true", help="no progress bars and no messages")
 
 
 def add_estimate(commands: Any) -> None:
@@ -129,44 +127,50 @@ def add_estimate(commands: Any) -> None:
     command.add_argument("--checkpoint", help="a kept meta checkpoint, 'average' or 'best'; the run's own by default")
     command.add_argument("--surrogate", help="a surrogate's name; the run's own by default")
     command.add_argument("--regularization", type=float, help="the surrogate's regularization")
-    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
-    """Read the configuration and run one stage with all that it needs."""
+    """Read the configuration, run one stage with all that it needs, and print what came of it."""
     from .config import RunConfig
 
     config = RunConfig.from_yaml(options.config, overrides)
+    quiet_libraries(options.quiet or options.json or options.command == "plan")
+    shown = options.json or not options.quiet
     if options.command == "plan":
-        quiet_libraries(True)
         from .plan import make_plan, print_plan
 
         plan = make_plan(config)
-        print(json.dumps(plan, indent=2)) if options.json else print_plan(plan)
+        if shown:
+            print(json.dumps(plan, indent=2, ensure_ascii=False)) if options.json else print_plan(plan)
         return
-    quiet_libraries(options.quiet or options.json)
-    from . import pipeline
+    from .distributed import distributed_rank
     from .run_context import Run
 
     say = (lambda message: None) if options.quiet or options.json else print_message
-    current = Run(config, say, repair=getattr(options, "repair", False))
+    print_outcome = run_stage(Run(config, say, repair=getattr(options, "repair", False)), options)
+    if shown and distributed_rank()[0] == 0:
+        print_outcome()
+
+
+def run_stage(current: Run, options: argparse.Namespace) -> Callable[[], None]:
+    """Run one stage with all that it needs; returns what prints the outcome."""
     if options.command == "expansion":
-        from .distributed import distributed_rank
         from .expansion_report import check_expansion, print_expansion
 
         errors = check_expansion(current)
-        if distributed_rank()[0] == 0 and (options.json or not options.quiet):
-            print_expansion(errors, current.output_dir, options.json)
-        return
+        return lambda: print_expansion(errors, current.output_dir, options.json)
     if options.command == "verify":
         from .verification import verify
         from .verification_report import print_verification
 
         how = {"seeds": options.seeds, "processes": options.processes, "choose": options.choose}
-        print_verification(verify(current, options.subsets, **how), current.output_dir, options.json)
-        return
+        found = verify(current, options.subsets, **how)
+        return lambda: print_verification(found, current.output_dir, options.json)
+    from . import pipeline
+    from .tables import print_result
+
     result = pipeline.STAGES[options.command](current)
-    finish(current, config, options, result)
+    return lambda: print_result(current, current.config, options.command, result, as_json=options.json)
 
 
 def print_message(message: str) -> None:
@@ -190,15 +194,6 @@ def quiet_libraries(quiet: bool) -> None:
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
     progress.show(not quiet)
-
-
-def finish(current: Any, config: RunConfig, options: argparse.Namespace, result: Any) -> None:
-    """Print the closing table (or JSON) on the first rank."""
-    from .distributed import distributed_rank
-    from .tables import print_result
-
-    if distributed_rank()[0] == 0 and not (options.quiet and not options.json):
-        print_result(current, config, options.command, result, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,18 @@ from typing import Any
 from .errors import ConfigError
 
 
-def estimate(options: argparse.Namespace) -> None:
-    """Print estimates of subsets from the stores of a run; loads no model library."""
-    result = estimate_subsets(options)
-    if options.json:
+def run_command(options: argparse.Namespace) -> None:
+    """Run one command and print what came of it: as JSON, for people, or not at all."""
+    work, show = COMMANDS[options.command]
+    result = work(options)
+    if getattr(options, "json", False):
         print(json.dumps(result, indent=2, ensure_ascii=False))
-        return
+    elif not getattr(options, "quiet", False):
+        show(result)
+
+
+def print_estimates(result: dict[str, Any]) -> None:
+    """Print estimates as a table, and how far to trust them."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -35,7 +41,7 @@ def estimate(options: argparse.Namespace) -> None:
 
 
 def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
-    """Estimate subsets from the stores of a run."""
+    """Estimate subsets from the stores of a run; loads no model library."""
     from .config import RunConfig
     from .files import read_json
     from .run_estimator import calibrate_from_folder, fit_run_estimator
@@ -66,18 +72,14 @@ def split_names(text: str, known: Sequence[str]) -> list[str]:
     return [text] if text in known else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def init(options: argparse.Namespace) -> None:
-    """Write a configuration and print what was found."""
+def init(options: argparse.Namespace) -> dict[str, Any]:
+    """Write a configuration; returns what was found."""
     from .cli import quiet_libraries
 
     quiet_libraries(True)
     from .init_config import DEFAULT_MODEL, write_config
 
-    found = write_config(options.sources, options.output, options.target, options.model or DEFAULT_MODEL)
-    if options.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-    elif not options.quiet:
-        print_found(found)
+    return write_config(options.sources, options.output, options.target, options.model or DEFAULT_MODEL)
 
 
 def print_found(found: dict[str, Any]) -> None:
@@ -101,26 +103,25 @@ def print_found(found: dict[str, Any]) -> None:
         console.print(escape(line), highlight=False)
 
 
-def report(options: argparse.Namespace) -> None:
+def report(options: argparse.Namespace) -> dict[str, str]:
     """Write `report.html` from the files of a run's folder."""
     from .cli import quiet_libraries
 
     quiet_libraries(True)
     from .html_report import write_html_report
 
-    print(f"written to {write_html_report(options.output_dir)}")
+    return {"report": str(write_html_report(options.output_dir))}
 
 
-def env(options: argparse.Namespace) -> None:
-    """Print versions and devices."""
+def env(options: argparse.Namespace) -> dict[str, Any]:
+    """Return versions and devices."""
     from .environment import describe_environment
 
-    found = describe_environment()
-    print(json.dumps(found, indent=2) if options.json else "\n".join(f"- {name}: {v}" for name, v in found.items()))
+    return describe_environment()
 
 
-def completion(options: argparse.Namespace) -> None:
-    """Print a completion script, with the dotted keys of a configuration.
+def completion(options: argparse.Namespace) -> str:
+    """Return a completion script, with the dotted keys of a configuration.
 
     Raises:
         ConfigError: when shtab, which writes it, is not installed.
@@ -143,13 +144,13 @@ def completion(options: argparse.Namespace) -> None:
     for stage in STAGES:
         for key in dotted_keys():
             commands[stage].add_argument(f"--{key}")
-    print(shtab.complete(parser, options.shell))
+    return str(shtab.complete(parser, options.shell))
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "init": init,
-    "estimate": estimate,
-    "report": report,
-    "env": env,
-    "completion": completion,
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
+    "init": (init, print_found),
+    "estimate": (estimate_subsets, print_estimates),
+    "report": (report, lambda found: print(f"written to {found['report']}")),
+    "env": (env, lambda found: print("\n".join(f"- {name}: {value}" for name, value in found.items()))),
+    "completion": (completion, print),
 }

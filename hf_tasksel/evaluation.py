@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,36 +15,6 @@ from .errors import NonFiniteError
 from .formatting import render
 from .gradients.model import batch_objectives, evaluation_mode
 from .progress import progress_bar
-
-EVALUATION_FILE = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One line of the closing table.
-
-    Attributes:
-        model: `base`, `all tasks` or `selection`.
-        num_tasks: how many tasks it was fine-tuned on.
-        estimated_loss: what the estimator said about the target's dev loss, nats per token; None for the base.
-        dev_loss, test_loss: measured target losses, nats per token.
-        answer_accuracy: share of right final answers on test, for targets that have answers.
-        train_samples: how many training rows it saw per epoch.
-        seconds: wall-clock time of the fine-tune.
-    """
-
-    model: str
-    num_tasks: int
-    estimated_loss: float | None
-    dev_loss: float
-    test_loss: float
-    answer_accuracy: float | None = None
-    train_samples: int = 0
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def sharded(count: int) -> range:

@@ -27,10 +27,12 @@ from transformers import (
 
 from .config import resolve_path
 from .errors import ConfigError, DataError, did_you_mean
-from .files import read_json
+from .evaluation_rows import EVALUATION_FILE
+from .files import read_json, write_json
 from .formatting import tokenize_rows
 from .models import DEFAULT_LORA
 from .progress import show_progress
+from .run_record import RUN_FILE, versions
 from .selection.mixture import MixtureResult
 from .selection.result import SELECTION_FILE, SelectionResult
 from .tasks import combine_tasks, task_names
@@ -56,21 +58,40 @@ class TunedModel:
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Push adapter, card and evidence in one commit; see `hub.push` for the options. Returns the address."""
-        from .card import CardInfo, write_card
-        from .hub import ADAPTER_CONFIG, push
+        from .hub import push
 
-        evidence = self.output_dir / SELECTION_FILE
-        if evidence.is_file() and not (self.output_dir / "evaluation.json").is_file():
-            adapter = read_json(self.output_dir / ADAPTER_CONFIG)
-            info = CardInfo(
-                adapter["base_model_name_or_path"],
-                SelectionResult.load(evidence),
-                rows=(),
-                repo_id=repo_id,
-                is_encoder_decoder=adapter["task_type"] == TaskType.SEQ_2_SEQ_LM.value,
-            )
-            write_card(self.output_dir, info)
+        if not (
+            self.output_dir / EVALUATION_FILE
+        ).is_file():  # a run's own folder has all of this, and measured losses
+            self.write_evidence(repo_id)
         return push(self.output_dir, repo_id, **options)
+
+    def write_evidence(self, repo_id: str) -> None:
+        """Write card, plot and `run.json` of a fine-tune that was not part of a run."""
+        from .card import CardInfo, plain_card, write_card
+        from .hub import ADAPTER_CONFIG
+
+        adapter = read_json(self.output_dir / ADAPTER_CONFIG)
+        base, is_encoder_decoder = (
+            adapter["base_model_name_or_path"],
+            adapter["task_type"] == TaskType.SEQ_2_SEQ_LM.value,
+        )
+        facts = {
+            "tasks": self.tasks,
+            "train_samples": self.train_samples,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+        write_json(self.output_dir / RUN_FILE, {"versions": versions(), "fine_tune": facts})
+        if not (self.output_dir / SELECTION_FILE).is_file():
+            write_card(self.output_dir, plain_card(base, self.tasks, repo_id, is_encoder_decoder))
+            return
+        selection = SelectionResult.load(self.output_dir)
+        selection.plot(self.output_dir / "plots" / "selection.png")
+        info = CardInfo(
+            base, selection, (), versions=versions(), repo_id=repo_id, is_encoder_decoder=is_encoder_decoder
+        )
+        write_card(self.output_dir, info)
 
 
 Choice = SelectionResult | MixtureResult | Mapping[str, int] | Sequence[str]

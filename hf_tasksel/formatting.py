@@ -97,7 +97,8 @@ def text(value: Any, strip: bool = True) -> str:
 def choice_lines(labels: Any, texts: Any) -> str:
     """Return the choices of a question, which datasets store as two lists or as a list of pairs, one a line."""
     pairs = zip(labels, texts, strict=True) if isinstance(labels, list | tuple) else [(labels, texts)]
-    return "\n".join(f"({text(label)}) {text(choice)}" for label, choice in pairs)
+    # not by `text`: functions that call each other make the fingerprints of `Dataset.map` fail
+    return "\n".join(f"({str(label).strip()}) {str(choice).strip()}" for label, choice in pairs)
 
 
 def spaced(value: Any) -> str:
@@ -168,34 +169,13 @@ def format_rows(
 
 
 def format_fields(
-    dataset: Dataset,
-    format: str,
-    task: str,
-    columns: dict[str, str],
-    template: str | None,
+    dataset: Dataset, format: str, task: str, columns: Mapping[str, str], template: str | None
 ) -> Dataset:
     """Fill the prompt template and the completion of a plain-text format."""
-    if format == "classification" and "label" not in columns and "label_name" in dataset.column_names:
-        columns["label"] = "label_name"
     row_format = FORMATS[format]
-    source = {field: columns.get(field, field) for field in (*row_format.required, *row_format.optional)}
-    for field in columns:
-        if field not in source and f"{{{field}}}" not in (template or ""):
-            raise DataError(
-                f"task {task!r}: `columns` maps {field!r}, which is no field of format {format}"
-                f"{did_you_mean(field, source)}; its fields are {list(source)}"
-            )
-    source |= columns  # fields that only the template names
-    for field in row_format.required:
-        require_column(dataset, source[field], field, format, task)
-    if format == "chain_of_thought" and not {
-        source["rationale"],
-        source["answer"],
-    } & set(dataset.column_names):
-        require_column(dataset, source["answer"], "answer", format, task)
-    present = {field: column for field, column in source.items() if column in dataset.column_names}
+    present = field_columns(dataset, format, task, columns, template)
     prompt_template = template or row_format.template
-    if template is None and "input" in source and "input" not in present:
+    if template is None and "input" in row_format.optional and "input" not in present:
         prompt_template = prompt_template.replace("Input: {input}\n", "")
     label_feature = dataset.features.get(present.get("label", ""))
     label_name = label_feature.int2str if isinstance(label_feature, ClassLabel) else None
@@ -211,19 +191,37 @@ def format_fields(
             raise DataError(
                 f"task {task!r}: the template {prompt_template!r} does not fit the fields {sorted(fields)}: {error!r}"
             ) from None
-        return {
-            "prompt": prompt,
-            "completion": completion,
-            "answer": answer,
-            "messages": [],
-        }
+        return {"prompt": prompt, "completion": completion, "answer": answer, "messages": []}
 
     return dataset.map(
-        convert,
-        remove_columns=dataset.column_names,
-        features=CANONICAL_FEATURES,
-        desc=f"format {task}",
+        convert, remove_columns=dataset.column_names, features=CANONICAL_FEATURES, desc=f"format {task}"
     )
+
+
+def field_columns(
+    dataset: Dataset, format: str, task: str, columns: Mapping[str, str], template: str | None
+) -> dict[str, str]:
+    """Return the column of each field that is there.
+
+    Raises:
+        DataError: for a mapped field that neither format nor template knows, or a missing column.
+    """
+    row_format = FORMATS[format]
+    if format == "classification" and "label" not in columns and "label_name" in dataset.column_names:
+        columns = {**columns, "label": "label_name"}
+    source = {field: columns.get(field, field) for field in (*row_format.required, *row_format.optional)}
+    for field in columns:
+        if field not in source and f"{{{field}}}" not in (template or ""):
+            raise DataError(
+                f"task {task!r}: `columns` maps {field!r}, which is no field of format {format}"
+                f"{did_you_mean(field, source)}; its fields are {list(source)}"
+            )
+    source |= columns  # fields that only the template names
+    for field in row_format.required:
+        require_column(dataset, source[field], field, format, task)
+    if format == "chain_of_thought" and not {source["rationale"], source["answer"]} & set(dataset.column_names):
+        require_column(dataset, source["answer"], "answer", format, task)
+    return {field: column for field, column in source.items() if column in dataset.column_names}
 
 
 def require_column(dataset: Dataset, column: str, field: str, format: str, task: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .evaluation_rows import disappointment
 from .files import atomic_path
 from .html_blocks import Section
 from .html_evidence import affinity_section, expansion_section, loss_section, trust_section
@@ -23,7 +24,6 @@ from .html_sections import (
 )
 from .run_files import RunFiles, read_run
 from .run_record import REPORT_FILE
-from .tables import disappointment
 
 # In the order in which a reader asks.
 SECTIONS = (

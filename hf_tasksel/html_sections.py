@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from .card import EFFECT_NOTE, EVALUATION_HEADER, evaluation_cells, number
+from .card import EFFECT_NOTE
+from .evaluation_rows import EVALUATION_HEADER, evaluation_cells, number
 from .html_blocks import Listing, Missing, Section, Table, drawn, listed, stored
 from .plots import plot_effects, plot_path
 from .run_files import RunFiles

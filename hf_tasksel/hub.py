@@ -24,7 +24,7 @@ def push(folder: str | Path, repo_id: str, **options: Any) -> str:
     """Create the repository if needed and upload a folder's adapter, card and evidence in one commit.
 
     Everything is sent as it is, but for one thing: where the base is a local folder, `adapter_config.json` names it by
-    its last part.
+    its last part; any other file that names it stops the push.
 
     Args:
         folder: `final/` of a run, or `TunedModel.output_dir`.
@@ -42,16 +42,33 @@ def push(folder: str | Path, repo_id: str, **options: Any) -> str:
         for path in [path for pattern in UPLOADED for path in folder.glob(pattern)]:
             (staged / path.relative_to(folder)).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, staged / path.relative_to(folder))
-        hide_folder(staged / ADAPTER_CONFIG)
+        refuse_folder(staged, hide_folder(staged / ADAPTER_CONFIG))
         return upload(staged, repo_id, patterns=UPLOADED, **options)
 
 
-def hide_folder(path: Path) -> None:
-    """Name a local base by its last part; a file that names a Hub id is left as it is, byte for byte."""
+def hide_folder(path: Path) -> str | None:
+    """Name a local base by its last part; a file that names a Hub id is left as it is, byte for byte.
+
+    Returns:
+        The folder that was hidden, if any.
+    """
     values = read_json(path)
     base = values.get("base_model_name_or_path") or ""
-    if (public := public_name(base)) != base:
-        write_json(path, {**values, "base_model_name_or_path": public})
+    if (public := public_name(base)) == base:
+        return None
+    write_json(path, {**values, "base_model_name_or_path": public})
+    return str(base)
+
+
+def refuse_folder(staged: Path, folder: str | None) -> None:
+    """Raise `TaskSelectionError` when a text that would be pushed names a folder of this machine."""
+    if folder is None:
+        return
+    for path in sorted(p for p in staged.rglob("*") if p.suffix in (".md", ".json", ".txt")):
+        if folder in path.read_text(encoding="utf-8", errors="replace"):
+            raise TaskSelectionError(
+                f"{path.name} names the folder {folder!r} of this machine: remove it before pushing"
+            )
 
 
 def dataset_licences(datasets: Sequence[str], api: HfApi | None = None) -> dict[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -15,6 +15,9 @@ from .errors import TaskSelectionError
 
 T = TypeVar("T")
 RETRIES = 3
+# The base of all errors of the client's HTTP library, whose name differs between versions of huggingface_hub.
+HTTP_ERROR = cast("type[Exception]", next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError"))
+PASSING = (408, 429)
 
 
 def upload(
@@ -78,7 +81,7 @@ def one_sentence(action: str) -> Iterator[None]:
         raise TaskSelectionError(f"cannot {action} without a Hub token: run `hf auth login` or set HF_TOKEN") from None
     except HfHubHTTPError as error:
         raise TaskSelectionError(f"cannot {action}: {hub_reason(error)}") from error
-    except OSError as error:
+    except (OSError, HTTP_ERROR) as error:
         raise TaskSelectionError(f"cannot {action}: the Hub cannot be reached ({error})") from error
 
 
@@ -94,15 +97,15 @@ def hub_reason(error: HfHubHTTPError) -> str:
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Call, and again after 1 and 2 seconds when the Hub has a passing fault (5xx) or does not answer."""
+    """Call, and again after 1 and 2 seconds when the Hub has a passing fault (5xx, 408, 429) or does not answer."""
     for attempt in range(RETRIES):
         try:
             return call()
         except HfHubHTTPError as error:
             status = getattr(error.response, "status_code", 0)
-            if status < 500 or attempt == RETRIES - 1:
+            if (status < 500 and status not in PASSING) or attempt == RETRIES - 1:
                 raise
-        except ConnectionError:
+        except (ConnectionError, HTTP_ERROR):
             if attempt == RETRIES - 1:
                 raise
         time.sleep(2.0**attempt)

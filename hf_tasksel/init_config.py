@@ -84,6 +84,8 @@ def look_at(sources: Sequence[str]) -> dict[str, Source]:
     found: dict[str, Source] = {}
     problems = []
     for source in [item for text in sources for item in expand(text)]:
+        if source.name == "from":
+            raise ConfigError("a task cannot be called 'from', which is a key of the configuration: rename the file")
         if source.name in found:
             raise ConfigError(
                 f"two datasets are called {source.name!r}: {found[source.name].entry['dataset']} and "
@@ -179,7 +181,7 @@ def choose_target(found: dict[str, Source], wanted: str | None) -> tuple[str, st
         return wanted, "you named it"
     for name in TARGET_NAMES:
         if name in found:
-            return name, "of its name"
+            return name, "it is called so"
     if len(with_own := [s.name for s in found.values() if s.held_out]) == 1:
         return with_own[0], "it alone comes with dev or test rows"
     fewest = min((s for s in found.values() if s.rows), key=lambda s: s.rows)

@@ -18,7 +18,8 @@ from .distributed import barrier, distributed_rank
 from .errors import ConfigError, StoreError
 from .estimates_table import write_search
 from .estimation.estimator import SubsetEstimator
-from .evaluation import EVALUATION_FILE, EvaluationRow, answer_accuracy, mean_loss
+from .evaluation import answer_accuracy, mean_loss
+from .evaluation_rows import EVALUATION_FILE, EvaluationRow
 from .files import read_json, write_json
 from .fine_tuning import fine_tune
 from .fingerprints import value_fingerprint

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from .files import atomic_path
 
 if TYPE_CHECKING:
-    from .evaluation import EvaluationRow
+    from .evaluation_rows import EvaluationRow
     from .gradients.expansion import ExpansionError
     from .selection.grouping import TaskAffinity
     from .selection.result import SelectionResult

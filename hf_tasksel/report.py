@@ -14,7 +14,7 @@ import yaml
 from .card import CardInfo, write_card
 from .config import RunConfig
 from .distributed import distributed_rank
-from .evaluation import EVALUATION_FILE, EvaluationRow
+from .evaluation_rows import EVALUATION_FILE, EvaluationRow
 from .files import read_json, write_json
 from .html_report import write_html_report
 from .hub import ADAPTER_CONFIG, dataset_licences, push
@@ -22,7 +22,7 @@ from .plots import plot_evaluation, plot_selection
 from .run_estimator import fit_run_estimator
 from .run_record import REPORT_FILE, RUN_FILE, versions, without_folders
 from .selection.result import SELECTION_FILE, SelectionResult
-from .task_sources import is_local_file, used_datasets
+from .task_sources import is_hub_dataset, used_datasets
 from .truth import VERIFICATION_FILE
 
 
@@ -61,7 +61,8 @@ def keep_html_report(output_dir: Path, say: Callable[[str], None]) -> None:
 def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:
     """Collect what the model card says; licences are looked up only when pushing, which needs the Hub anyway."""
     used = used_datasets(config, selection.selected)
-    on_hub = [name for name in used if not is_local_file(name)]
+    on_hub = [name for name in used if is_hub_dataset(name)]
+    target = config.target.test_dataset or config.target.dataset or ""
     adapter = read_json(output_dir / "final" / ADAPTER_CONFIG)
     verified = output_dir / VERIFICATION_FILE
     return CardInfo(
@@ -70,6 +71,7 @@ def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, r
         rows=rows,
         datasets=dict.fromkeys(on_hub),
         local_files=len(used) - len(on_hub),
+        target_dataset=target if is_hub_dataset(target) else None,
         repo_id=config.hub.repo_id or "THIS_REPO",
         is_encoder_decoder=adapter["task_type"] == "SEQ_2_SEQ_LM",
         verification=read_json(verified) if verified.is_file() else None,

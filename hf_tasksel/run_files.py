@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from .errors import TaskSelectionError
 from .estimates_table import ESTIMATES_FILE
 from .estimation.fidelity import Fidelity
-from .evaluation import EVALUATION_FILE, EvaluationRow
+from .evaluation_rows import EVALUATION_FILE, EvaluationRow
 from .files import read_json
 from .loss_curves import LossCurves, read_log
 from .run_affinity import AFFINITY_FILE

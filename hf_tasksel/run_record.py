@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -83,4 +84,16 @@ def without_folders(values: Any) -> Any:
         return {key: without_folders(value) for key, value in values.items()}
     if isinstance(values, list):
         return [without_folders(value) for value in values]
-    return Path(values).name if isinstance(values, str) and values.startswith(("/", "~")) else values
+    return without_folder(values) if isinstance(values, str) else values
+
+
+def without_folder(text: str) -> str:
+    """Return the last part of a path that says where on this machine something is; other text as it is.
+
+    >>> without_folder("/home/me/data.jsonl"), without_folder("../../me/data.jsonl"), without_folder("data/a.jsonl")
+    ('data.jsonl', 'data.jsonl', 'data/a.jsonl')
+    """
+    parts = re.split(r"[\\/]", text)
+    if "\n" not in text and (re.match(r"[/~]|file:|[A-Za-z]:[\\/]", text) or ".." in parts):
+        return parts[-1]
+    return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .config import RunConfig
-from .evaluation import EvaluationRow
+from .evaluation_rows import EvaluationRow, disappointment
 from .run_record import REPORT_FILE
 from .selection.result import SelectionResult
 
@@ -82,19 +81,6 @@ def evaluation_table(rows: list[EvaluationRow], selection: SelectionResult | Non
             "" if row.answer_accuracy is None else f"{row.answer_accuracy:.1%}",
         )
     return table
-
-
-def disappointment(rows: list[EvaluationRow]) -> str | None:
-    """Say when the selection did no better than all tasks or than the base."""
-    test = {row.model: row.test_loss for row in rows}
-    better = [
-        name for name in ("base", "all tasks") if name in test and test[name] <= test.get("selection", -math.inf)
-    ]
-    if not better:
-        return None
-    return (
-        f"The selection did no better on test than {' and '.join(better)}: its tasks do not help, or estimates misled."
-    )
 
 
 def closing_lines(

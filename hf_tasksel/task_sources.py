@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -68,8 +69,14 @@ def used_datasets(config: RunConfig, tasks: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def is_hub_dataset(dataset: str) -> bool:
+    """Say whether a `dataset` entry is a Hub id, and neither a file nor a folder."""
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) is not None
+    return is_id and not is_local_file(dataset) and not os.path.exists(dataset)
+
+
 def is_local_file(dataset: str) -> bool:
-    """Say whether a `dataset` entry is a file and not a Hub id."""
+    """Say whether a `dataset` entry is a file of a kind that can be read."""
     return os.path.splitext(resolve_path(dataset).removesuffix(".gz"))[1] in FILE_LOADERS
 
 

@@ -10,7 +10,7 @@ from .errors import ConfigError
 from .estimates_table import write_verified
 from .estimation.estimator import SubsetEstimator, random_halves
 from .estimation.fidelity import plot_fidelity
-from .evaluation import EVALUATION_FILE
+from .evaluation_rows import EVALUATION_FILE
 from .files import write_json
 from .pipeline import fit_estimator, select
 from .report import keep_html_report, write_report

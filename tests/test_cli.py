@@ -316,3 +316,23 @@ def test_report_writes_the_page_of_a_run_that_is_there(finished, tmp_path, capsy
     assert "report.html" in capsys.readouterr().out
     assert "<h1" in (finished / "report.html").read_text()
     assert "is not the output folder of a run" in fails(capsys, "report", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "command", ["plan", "collect", "select", "export", "estimate", "report", "env", "init", "expansion"]
+)
+def test_quiet_is_silent_and_json_is_all_that_is_printed(command, finished, task_folder, tmp_path):
+    """In a process of its own: libraries write to the streams that they found when they were imported."""
+    arguments = {
+        "estimate": [str(finished), "--subset", "next"],
+        "report": [str(finished)],
+        "env": [],
+        "init": [str(task_folder), "--output", str(tmp_path / "c.yaml")],
+    }.get(command, [str(finished.parent / "c.yaml")])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    for flag in ("--quiet", "--json"):
+        (tmp_path / "c.yaml").unlink(missing_ok=True)
+        call = [sys.executable, "-m", "hf_tasksel.cli", command, *arguments, flag]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout) if flag == "--json" else done.stdout == ""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from huggingface_hub import HfApi, ModelCard
 from hf_tasksel import SelectionResult, hub_upload, measure_fidelity
 from hf_tasksel.card import CardInfo, write_card
 from hf_tasksel.errors import TaskSelectionError
-from hf_tasksel.evaluation import EvaluationRow
+from hf_tasksel.evaluation_rows import EvaluationRow
 from hf_tasksel.hub import dataset_licences, push
 from hf_tasksel.selection.result import SelectionStep
 
@@ -157,6 +158,46 @@ def test_a_local_base_leaves_the_machine_by_its_last_part_only(folder, api, hub)
         "r": 4,
     }
     assert config.read_bytes() == before  # where it is local, it can still be loaded
+
+
+def test_a_folder_of_this_machine_in_another_file_stops_the_push(folder, api, hub):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/someone/base"}))
+    (folder / "README.md").write_text("---\nbase_model: /home/someone/base\n---\n")
+    with pytest.raises(TaskSelectionError, match=r"README\.md names the folder '/home/someone/base' of this machine"):
+        push(folder, "tester/selected", api=api)
+    assert not any("commit" in str(entry) for entry in hub.log)
+
+
+def test_an_unreachable_hub_is_one_sentence_after_several_tries(folder, monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(hub_upload.time, "sleep", waited.append)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(TaskSelectionError, match=r"cannot push to 'a/b': the Hub cannot be reached"):
+        push(folder, "a/b", api=HfApi(endpoint="http://127.0.0.1:9", token="hf_x"))
+    assert waited == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("status", [408, 429, 503])
+def test_passing_refusals_are_tried_again(status, folder, api, hub, monkeypatch):
+    monkeypatch.setattr(hub_upload.time, "sleep", lambda seconds: None)
+    hub.fail_next(1, path="/api/repos/create", status=status)
+    push(folder, "tester/selected", api=api)
+    assert "README.md" in hub.files("tester/selected")
+
+
+def test_the_card_passes_the_validation_of_the_hub(folder, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    ModelCard.load(folder / "README.md").validate()
+    assert any("validate-yaml" in str(entry) for entry in hub.log)
+
+
+def test_a_card_says_when_the_selection_did_no_better(info, tmp_path):
+    rows = [*info.rows[:2], dataclasses.replace(info.rows[2], test_loss=1.2)]
+    assert (
+        "did no better on test than all tasks"
+        in write_card(tmp_path, dataclasses.replace(info, rows=rows)).read_text()
+    )
+    assert "did no better" not in write_card(tmp_path, info).read_text()
 
 
 def test_a_branch_and_a_pull_request_leave_main_alone(folder, api, hub):

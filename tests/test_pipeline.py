@@ -13,7 +13,7 @@ from conftest import small_run, word_rows, write_jsonl
 from hf_tasksel import GradientStore, SelectionResult, pipeline
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError, TaskSelectionError
-from hf_tasksel.evaluation import EvaluationRow
+from hf_tasksel.evaluation_rows import EvaluationRow
 from hf_tasksel.files import read_json
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.run_context import Run

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hf_tasksel import SelectionResult, loss_curves, plots
-from hf_tasksel.evaluation import EvaluationRow
+from hf_tasksel.evaluation_rows import EvaluationRow
 from hf_tasksel.loss_curves import change, movers, plot_task_losses, plot_training_losses, read_curves, read_log
 from hf_tasksel.plots import (
     label,

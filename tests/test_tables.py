@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from hf_tasksel.evaluation import EvaluationRow
+from hf_tasksel.evaluation_rows import EvaluationRow, disappointment
 from hf_tasksel.selection.result import SelectionResult
-from hf_tasksel.tables import closing_lines, disappointment, effects_table
+from hf_tasksel.tables import closing_lines, effects_table
 
 
 def rows(base: float, everything: float, selection: float) -> list[EvaluationRow]:

@@ -1,0 +1,70 @@
+"""What was measured, as rows: the closing table, the card and the report show the same cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+EVALUATION_FILE = "evaluation.json"
+EVALUATION_HEADER = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One line of the closing table.
+
+    Attributes:
+        model: `base`, `all tasks` or `selection`.
+        num_tasks: how many tasks it was fine-tuned on.
+        estimated_loss: what the estimator said about the target's dev loss, nats per token; None for the base.
+        dev_loss, test_loss: measured target losses, nats per token.
+        answer_accuracy: share of right final answers on test, for targets that have answers.
+        train_samples: how many training rows it saw per epoch.
+        seconds: wall-clock time of the fine-tune.
+    """
+
+    model: str
+    num_tasks: int
+    estimated_loss: float | None
+    dev_loss: float
+    test_loss: float
+    answer_accuracy: float | None = None
+    train_samples: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def evaluation_cells(row: EvaluationRow) -> list[str]:
+    """Return one model's cells under `EVALUATION_HEADER`, not escaped."""
+    return [
+        "nothing (base)" if row.model == "base" else row.model,
+        str(row.num_tasks or ""),
+        str(row.train_samples or ""),
+        number(row.estimated_loss),
+        number(row.dev_loss),
+        number(row.test_loss),
+        number(row.answer_accuracy, ".1%"),
+    ]
+
+
+def number(value: float | None, pattern: str = ".4f") -> str:
+    """Format a number, or leave a cell empty."""
+    return "" if value is None else format(value, pattern)
+
+
+def disappointment(rows: Sequence[EvaluationRow]) -> str | None:
+    """Say when the selection did no better than all tasks or than the base."""
+    test = {row.model: row.test_loss for row in rows}
+    better = [
+        name for name in ("base", "all tasks") if name in test and test[name] <= test.get("selection", -math.inf)
+    ]
+    if not better:
+        return None
+    return (
+        f"The selection did no better on test than {' and '.join(better)}: its tasks do not help, or estimates misled."
+    )
