@@ -1,5 +1,7 @@
 """Estimate the target loss of every pair of tasks from the folder of a finished run; no model is loaded.
 
+First-order estimates; `hf-tasksel estimate` also calibrates with what `verify` has fine-tuned.
+
 python examples/estimate_any_subset.py out/quickstart word_problems
 """
 

@@ -92,7 +92,7 @@ def add_init(commands: Any) -> None:
         "sources", metavar="SOURCE", nargs="+", help="a folder, a file, or a Hub id (user/name:config)"
     )
     command.add_argument("--target", help="the task whose loss is to be lowered; otherwise one is taken and said")
-    command.add_argument("--model", help="the base model: a Hub id or a folder")
+    command.add_argument("--model", help="the base model: a Hub id, a folder, or embedded:quickstart/base")
     command.add_argument("--output", default="tasksel.yaml", help="the file to write (tasksel.yaml)")
 
 

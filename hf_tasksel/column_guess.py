@@ -24,6 +24,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "label": ("labels", "category", "sentiment"),
 }
 PREFERRED = {"label": ("label_name", "label_text")}  # a class's name says more than its number
+SAMPLE, SHORT = 100, 3  # rows that are looked at, and words of a final answer
 # Tried in this order: what says most about a row comes first.
 ORDER = ("prompt_completion", "instruction", "chain_of_thought", "classification")
 
@@ -48,12 +49,23 @@ def guess_columns(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
         if name == "chain_of_thought":
             needed.append("answer" if found["answer"] else "rationale")
         used = {field: column for field, column in found.items() if column}
+        if name == "chain_of_thought" and not is_reasoning(rows, used):
+            name, used = "instruction", {"instruction": used["question"], "output": used["answer"]}
+            needed = [*used]
         if set(needed) <= set(used) and len(set(used.values())) == len(used):
             return name, used
     raise DataError(
         f"{source}: no format fits its columns {sorted(names)}: rename them, or write the entry by hand with `format` "
         "and `columns: {field: column}`"
     )
+
+
+def is_reasoning(rows: Dataset, used: dict[str, str]) -> bool:
+    """Say whether questions come with a rationale, or with answers short enough to be stated as "The answer is …"."""
+    if "question" not in used or "answer" not in used or "rationale" in used:
+        return True
+    answers = [str(value) for value in rows[:SAMPLE][used["answer"]] if value is not None]
+    return any("####" in answer for answer in answers) or all(len(answer.split()) <= SHORT for answer in answers)
 
 
 def first_present(field: str, names: Sequence[str]) -> str | None:

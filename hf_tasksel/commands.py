@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from .errors import ConfigError
@@ -27,6 +28,8 @@ def print_estimates(result: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from .estimation.fidelity import calibrated_with
+
     table = Table(title=f"target loss of {escape(result['target'])}, nats per token", title_justify="left")
     table.add_column("estimated", justify="right")
     table.add_column("± std", justify="right")
@@ -35,9 +38,9 @@ def print_estimates(result: dict[str, Any]) -> None:
         table.add_row(f"{row['estimated_loss']:.4f}", f"{row['std']:.4f}", escape(", ".join(row["tasks"])))
     console = Console()
     console.print(table)
-    kind = f"calibrated with {result['true_runs']} true fine-tunes" if result["true_runs"] else "first-order"
-    advice = "" if result["true_runs"] else ": for ranking subsets; `hf-tasksel verify` says how far to trust them"
-    console.print(f"Estimates are {kind}{advice}.", highlight=False)
+    first_order = "first-order, for ranking subsets: `hf-tasksel verify` says how far to trust them"
+    known = calibrated_with(result["true_runs"]) if result["true_runs"] else first_order
+    console.print(f"Estimates are {known}.", highlight=False)
 
 
 def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
@@ -89,10 +92,13 @@ def print_found(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{len(found['tasks'])} datasets", title_justify="left")
-    for name in ("task", "rows", "format", "columns not used"):
+    for name in ("task", "rows", "format", "first answer to learn", "columns not used"):
         table.add_column(name, justify="right" if name == "rows" else "left")
     for name, task in found["tasks"].items():
-        table.add_row(escape(name), f"{task['rows']:,}", task["format"], escape(", ".join(task["unused"])))
+        learned = shorten(task["learned"], 40, placeholder=" …")
+        table.add_row(
+            escape(name), f"{task['rows']:,}", task["format"], escape(learned), escape(", ".join(task["unused"]))
+        )
     console = Console()
     console.print(table)
     lines = [f"target: {found['target']}, because {found['reason']}; choose another with --target"]

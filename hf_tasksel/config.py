@@ -261,6 +261,10 @@ class RunConfig:
             values = yaml.load(Path(resolve_path(str(path))).read_text(encoding="utf-8"), UniqueKeyLoader)
         except FileNotFoundError:
             raise ConfigError(f"there is no configuration file {str(path)!r}") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{path} is a folder: name the YAML file of the run") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} could not be read: {error}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):

@@ -120,7 +120,22 @@ def keyword_arguments(cls: type, values: dict[str, Any], where: str) -> dict[str
     for key in values:
         if key not in known:
             raise ConfigError(f"unknown key {where}.{key}{did_you_mean(str(key), known)}")
-    return {key: as_number(value) if isinstance(value, str) else value for key, value in values.items()}
+    numbers = number_fields(cls)
+    converted = {key: as_number(value) if isinstance(value, str) else value for key, value in values.items()}
+    for key, value in converted.items():
+        if key in numbers and isinstance(value, str | list | dict):
+            raise ConfigError(f"{where}.{key} must be a number, not {value!r}")
+    return converted
+
+
+def number_fields(cls: type) -> set[str]:
+    """Return the fields of a dataclass that hold nothing but a number, a switch or nothing."""
+    plain = {int, float, bool, type(None)}
+    try:
+        hints = get_type_hints(cls)
+    except (NameError, TypeError):  # a library's annotations may name what it imports for type checkers only
+        return set()
+    return {name for name, hint in hints.items() if set(get_args(hint) or (hint,)) <= plain}
 
 
 def as_number(text: str) -> Any:

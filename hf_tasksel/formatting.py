@@ -50,10 +50,8 @@ def complete_chain_of_thought(row: dict[str, Any]) -> tuple[str, str]:
         rationale, answer = (part.strip() for part in both.rsplit("####", 1))
     if not answer:
         return "", ""
-    return (
-        f" {rationale} The answer is {answer}." if rationale else f" The answer is {answer}.",
-        answer,
-    )
+    stated = f"The answer is {answer}" + ("" if answer.endswith((".", "!", "?")) else ".")
+    return f" {rationale} {stated}" if rationale else f" {stated}", answer
 
 
 FORMATS: dict[str, RowFormat] = {
@@ -275,7 +273,10 @@ def tokenize_rows(
     """
     has_chat = "messages" in dataset.column_names and any(dataset["messages"])
     if has_chat and tokenizer.chat_template is None:
-        raise DataError("tasks with `messages` need a tokenizer with a chat template; this one has none")
+        raise DataError(
+            f"{chat_task(dataset)} has `messages`, which need a tokenizer with a chat template; this one has none: "
+            "take a base that was trained to chat, or leave the task out"
+        )
     encode = encode_sequence_to_sequence if is_encoder_decoder else encode_causal
     text_columns = [c for c in CANONICAL_FEATURES if c in dataset.column_names]
 
@@ -283,6 +284,12 @@ def tokenize_rows(
         return encode(row, tokenizer, max_length)
 
     return dataset.map(convert, remove_columns=text_columns, desc="tokenize")
+
+
+def chat_task(dataset: Dataset) -> str:
+    """Name the first task that has conversations."""
+    row = next(row for row in dataset if row["messages"])
+    return f"task {dataset.features['task'].int2str(row['task'])!r}" if "task" in row else "the dataset"
 
 
 def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:

@@ -72,6 +72,12 @@ def upload(
     return str(commit.pr_url or commit.commit_url)
 
 
+def require_token() -> None:
+    """Raise `TaskSelectionError` when there is no token to push with: better before hours of work than after."""
+    if not get_token():
+        raise TaskSelectionError("there is no Hub token to push with: run `hf auth login` or set HF_TOKEN")
+
+
 @contextlib.contextmanager
 def one_sentence(action: str) -> Iterator[None]:
     """Turn the Hub client's errors into one `TaskSelectionError` that says what could not be done and why."""

@@ -15,8 +15,10 @@ from datasets import get_dataset_config_names, get_dataset_split_names
 
 from .column_guess import guess_columns
 from .config import RunConfig, TaskConfig
-from .errors import ConfigError, DataError, did_you_mean
+from .errors import ConfigError, DataError, ModelError, did_you_mean
 from .files import atomic_path
+from .formatting import format_rows
+from .models import load_tokenizer
 from .task_sources import FILE_LOADERS, file_task_name, first_line, is_local_file, load_rows
 from .tasks import load_tasks
 
@@ -36,6 +38,7 @@ class Source:
     entry: dict[str, Any]
     rows: int = 0
     unused: list[str] = field(default_factory=list)
+    learned: str = ""
     held_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,12 +55,14 @@ def write_config(
         model: Hub id or folder of the base model.
 
     Returns:
-        What was found and chosen: `tasks` (name -> rows, format, unused columns), `target`, `reason`, `leaked`
+        What was found and chosen: `tasks` (name -> rows, format, unused columns, the
+        first completion that is learned), `target`, `reason`, `leaked`
         (task -> rows), `path`.
 
     Raises:
         ConfigError: when `path` is there already, or nothing is at a source.
-        DataError: when a dataset cannot be read, its columns fit no format, or there are too few rows.
+        DataError: when a dataset cannot be read, its columns fit no format, there are too few rows, or conversations
+            meet a base without a chat template.
     """
     path = Path(path)
     if path.exists():
@@ -65,7 +70,9 @@ def write_config(
     found = look_at(sources)
     name, reason = choose_target(found, target)
     values = config_values(found, name, model)
-    leaked = load_tasks(RunConfig.from_dict(values)).report.leaked
+    config = RunConfig.from_dict(values)
+    leaked = load_tasks(config).report.leaked
+    check_chat(config, [source.name for source in found.values() if source.entry["format"] == "messages"])
     if not leaked:
         del values["target"]["leakage"]
     with atomic_path(path) as temporary:
@@ -74,9 +81,27 @@ def write_config(
         "path": str(path),
         "target": name,
         "reason": reason,
-        "tasks": {s.name: {"rows": s.rows, "format": s.entry["format"], "unused": s.unused} for s in found.values()},
+        "tasks": {
+            s.name: {"rows": s.rows, "format": s.entry["format"], "unused": s.unused, "learned": s.learned}
+            for s in found.values()
+        },
         "leaked": dict(leaked),
     }
+
+
+def check_chat(config: RunConfig, tasks: Sequence[str]) -> None:
+    """Raise `DataError` when conversations meet a base without a chat template; a base out of reach is not checked."""
+    if not tasks:
+        return
+    try:
+        template = load_tokenizer(config).chat_template
+    except ModelError:
+        return
+    if template is None:
+        raise DataError(
+            f"{', '.join(tasks)}: conversations need a base with a chat template, and {config.model_name_or_path} has "
+            "none: name another with --model, or leave these files out"
+        )
 
 
 def look_at(sources: Sequence[str]) -> dict[str, Source]:
@@ -112,7 +137,7 @@ def expand(text: str) -> list[Source]:
         if not os.path.isfile(text):
             raise ConfigError(f"there is no file {text!r} (relative to {os.getcwd()})")
         return group_files([Path(text)])
-    if text.count("/") != 1:
+    if text.count("/") != 1 or text.endswith("/") or text.startswith("."):
         raise ConfigError(f"{text!r} is no folder, no file and no Hub id such as openai/gsm8k")
     return [hub_source(text)]
 
@@ -168,6 +193,7 @@ def open_source(source: Source) -> None:
     if renamed := {key: column for key, column in columns.items() if key != column}:
         entry["columns"] = renamed
     source.rows = len(rows) if "dataset" in source.entry else 0
+    source.learned = format_rows(rows.select([0]), chosen, source.name, entry.get("columns"))["completion"][0]
     source.unused = sorted(set(rows.column_names) - set(columns.values()))
 
 

@@ -26,6 +26,7 @@ from .fingerprints import value_fingerprint
 from .gradients.collator import GradientCollator
 from .gradients.preconditioning import load_second_moments
 from .gradients.store import MANIFEST_FILE, GradientStore
+from .hub_upload import require_token
 from .models import add_lora, load_adapter, load_base, lora_config
 from .plots import plot_selection
 from .progress import show_progress
@@ -218,6 +219,9 @@ def fine_tune_selected(run: Run) -> list[EvaluationRow]:
 
 def push_result(run: Run) -> str:
     """Push `final/`, and the gradients where they are wanted, to the Hub; returns the addresses."""
+    require_token()
+    if run.config.hub.repo_id is None:
+        run.say(f"hub.repo_id is not set: the repository will be called {run.output_dir.name}")
     fine_tune_selected(run)
     addresses = push_final(run.config, run.output_dir) if distributed_rank()[0] == 0 else []
     barrier()
@@ -237,6 +241,8 @@ def export(run: Run) -> Path:
 
 def run_all(run: Run) -> list[EvaluationRow]:
     """Every stage that is not done yet, and the push when the configuration asks for it."""
+    if run.config.hub.push:
+        require_token()
     rows = fine_tune_selected(run)
     if run.config.hub.push:
         run.say(f"pushed to {push_result(run)}")

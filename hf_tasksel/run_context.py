@@ -157,6 +157,9 @@ def check_estimator(config: RunConfig) -> None:
             )
 
 
+SPOKEN = {"true_runs": "the true fine-tunes", "estimates": "estimates", "tasks": "the selected tasks"}
+
+
 def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo: bool = False) -> bool:
     """Say whether a stage's result is there and was made from the same settings.
 
@@ -173,13 +176,14 @@ def finished(run: Run, stage: str, settings: dict[str, Any], result: Path, redo:
     changed = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
     if redo:
         run.keep_config()
-        run.say(f"{stage}: {', '.join(changed)} changed, doing it again")
+        run.say(f"{stage}: {', '.join(SPOKEN.get(key, key) for key in changed)} changed, doing it again")
         return False
     # hashes say least: name one only where nothing else differs
     key = next((k for k in changed if k not in ("data", "meta")), next(iter(changed), "version"))
+    how = f" (--{key} {was[key]}, or in the file)" if isinstance(was.get(key), int | float) and "." in key else ""
     raise TaskSelectionError(
         f"{run.output_dir} holds a finished stage {stage!r} with {key} {was.get(key)!r}, but now it is "
-        f"{now.get(key)!r}: set it back, use another output_dir, or delete {result.parent}"
+        f"{now.get(key)!r}: set it back{how}, use another output_dir, or delete {result.parent}"
     )
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .config import RunConfig
+from .estimation.fidelity import calibrated_with
 from .evaluation_rows import EvaluationRow, disappointment
 from .run_record import REPORT_FILE
 from .selection.result import SelectionResult
@@ -53,7 +54,7 @@ def effects_table(selection: SelectionResult, notes: dict[str, str]) -> Table:
     table.add_column("task")
     table.add_column("selected")
     if selection.scores:
-        table.add_column("score, low is good", justify="right")
+        table.add_column("score (nats, low is good)", justify="right")
     table.add_column("effect beside the selected", justify="right")
     if notes:
         table.add_column("note")
@@ -83,6 +84,17 @@ def evaluation_table(rows: list[EvaluationRow], selection: SelectionResult | Non
     return table
 
 
+def taken_against_estimate(selection: SelectionResult) -> str | None:
+    """Explain selected tasks that are estimated to hurt beside the others: people take them for a fault."""
+    hurting = [task for task in selection.selected if selection.effects[task] > 0]
+    if not hurting:
+        return None
+    return (
+        f"{', '.join(hurting)}: selected, though estimated to hurt beside the others. {selection.method} ranks "
+        f"tasks by what they do in many subsets, and selection.min_tasks may ask for {len(selection.selected)}."
+    )
+
+
 def closing_lines(
     current: Any, selection: SelectionResult | None, rows: list[EvaluationRow], notes: dict[str, str]
 ) -> list[str]:
@@ -95,9 +107,9 @@ def closing_lines(
     if selection is not None:
         lines += [f"selected: {named(selection.selected)}", f"dropped: {named(selection.dropped)}"]
         lines += [worse] if (worse := disappointment(rows)) else []
-        known = f"calibrated with {selection.true_runs} true fine-tunes" if selection.true_runs else "first-order"
-        advice = "says how far to trust them" + ("" if selection.true_runs else ", and calibrates them")
-        lines.append(f"Estimates are {known}: `hf-tasksel verify` {advice}.")
+        lines += [forced] if (forced := taken_against_estimate(selection)) else []
+        first_order = "first-order: `hf-tasksel verify` says how far to trust them, and calibrates them"
+        lines.append(f"Estimates are {calibrated_with(selection.true_runs) if selection.true_runs else first_order}.")
     stages = current.record.values["stages"]
     lines.append(
         "seconds, of each stage when it ran: "

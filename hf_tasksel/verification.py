@@ -85,7 +85,10 @@ def random_subsets(tasks: Sequence[str], count: int, seed: int = 0) -> list[list
             found.append(subset)
         if len(found) == count:
             return found
-    raise ConfigError(f"{len(tasks)} tasks have fewer than {count} different subsets of these sizes: ask for fewer")
+    raise ConfigError(
+        f"{len(tasks)} tasks have no {count} different subsets of a quarter, a half and three quarters of them, about "
+        f"{len(found)}: ask for fewer"
+    )
 
 
 def rivals(estimator: SubsetEstimator, selection: SelectionResult, count: int) -> list[list[str]]:

@@ -40,10 +40,11 @@ def fidelity_table(result: Verification) -> Table:
     raw, after = result.first_order, result.after_calibration
     title = f"{raw.num_subsets} subsets really fine-tuned for {escape(result.target)}; in brackets 90 % intervals"
     table = Table(title=title, title_justify="left")
-    for name in COLUMNS:
+    known = len(COLUMNS) if raw.ceiling_spearman is not None else COLUMNS.index("other seed")  # with one seed: unknown
+    for name in COLUMNS[:known]:
         table.add_column(name, justify="left" if not name else "right")
     for row in fidelity_rows(raw, after):
-        table.add_row(*row)
+        table.add_row(*row[:known])
     return table
 
 

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from conftest import small_run, word_rows, write_jsonl
-from hf_tasksel import SelectionResult, cli
+from hf_tasksel import SelectionResult, cli, hub_upload
 
 
 @pytest.fixture
@@ -129,6 +129,8 @@ def test_estimate_of_no_run_is_one_sentence(tmp_path, capsys):
         ({"target": {"task": "nexd"}}, "did you mean 'next'?"),
         ({"target": {"task": "next", "dev_samples": 0, "test_samples": 3}}, "no dev rows"),
         ({"metta": {}}, "unknown key metta (did you mean 'meta'?)"),
+        ({"meta": {"learning_rate": "abc"}}, "meta.learning_rate must be a number, not 'abc'"),
+        ({"fine_tuning": {"max_length": "long"}}, "fine_tuning.max_length must be a number, not 'long'"),
         ({"max_steps": 3}, "unknown key max_steps (did you mean 'meta.max_steps'?)"),
         ({"dim": 3}, "unknown key dim (did you mean 'gradients.dim'?)"),
         ({"tasks": {"from": "x", "next": {"max_samples": 3}}}, "tasks.next: beside `from`, keys are options of every"),
@@ -283,6 +285,19 @@ def test_completion_completes_commands_options_and_keys(tmp_path, capsys):
     ):
         done = subprocess.run(["bash", "-c", f"{ask} complete_it {words}"], capture_output=True, text=True)
         assert expected in done.stdout.split(), done.stderr
+
+
+def test_a_folder_for_a_configuration_is_one_sentence(tmp_path, capsys):
+    assert "is a folder: name the YAML file" in fails(capsys, "verify", str(tmp_path))
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "could not be read" in fails(capsys, "plan", str(tmp_path / "c.yaml"))
+
+
+def test_a_push_without_a_token_is_refused_before_any_work(config_file, run_values, monkeypatch, capsys):
+    monkeypatch.setattr(hub_upload, "get_token", lambda: None)
+    for command, hub in (("push", {}), ("run", {"push": True})):
+        assert "there is no Hub token" in fails(capsys, command, config_file(hub=hub))
+    assert not (Path(run_values["output_dir"]) / "meta").exists()
 
 
 def test_help_is_for_people(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -109,7 +110,22 @@ def test_a_fine_tune_is_pushed_with_a_card_and_the_selection(args, text_tasks, b
     tuned = fine_tune(str(base_folder), text_tasks, selection, args)
     tuned.push_to_hub("tester/tuned", api=HfApi(endpoint=hub.url, token=hub.token))
     files = hub.files("tester/tuned")
-    assert {"adapter_model.safetensors", "selection.json", "README.md"} <= set(files)
+    wanted = {"adapter_model.safetensors", "selection.json", "README.md", "plots/selection.png", "run.json"}
+    assert wanted <= set(files)
     card = files["README.md"].decode()
     assert "trained on 1 of 3 tasks" in card
-    assert str(base_folder) not in card
+    assert not any(str(base_folder).encode() in content for content in files.values())
+    assert "hf-tasksel run config.yaml" not in card  # there is none
+
+
+def test_a_fine_tune_on_named_tasks_is_pushed_with_a_card_of_its_own(args, text_tasks, base_folder, hub):
+    from huggingface_hub import HfApi, ModelCard
+
+    tuned = fine_tune(str(base_folder), text_tasks, {"next": 3, "same": 2}, args)
+    tuned.push_to_hub("tester/named", api=HfApi(endpoint=hub.url, token=hub.token))
+    files = hub.files("tester/named")
+    assert not any(str(base_folder).encode() in content for content in files.values())
+    card = ModelCard(files["README.md"].decode())
+    assert "trained on next, same" in card.text
+    assert card.data.base_model is None
+    assert json.loads(files["run.json"])["fine_tune"]["train_samples"] == 5

@@ -33,6 +33,7 @@ def convert(row: dict, format: str = "auto", **options):
             "4",
         ),
         ({"question": "2+2?", "answer": "4"}, "Question: 2+2?\nAnswer:", " The answer is 4.", "4"),
+        ({"question": "Who?", "answer": "A lion."}, "Question: Who?\nAnswer:", " The answer is A lion.", "A lion."),
         ({"text": "good", "label": "yes"}, "Text: good\nLabel:", " yes", "yes"),
         ({"text": "good", "label": 1, "label_name": "yes"}, "Text: good\nLabel:", " yes", "yes"),
     ],

@@ -19,6 +19,7 @@ from hf_tasksel.card import CardInfo, write_card
 from hf_tasksel.errors import TaskSelectionError
 from hf_tasksel.evaluation_rows import EvaluationRow
 from hf_tasksel.hub import dataset_licences, push
+from hf_tasksel.run_record import without_folders
 from hf_tasksel.selection.result import SelectionStep
 
 EVIL = "a|b`<script>alert(1)</script>\n# heading $x_1$ [l](http://x)"
@@ -198,6 +199,23 @@ def test_a_card_says_when_the_selection_did_no_better(info, tmp_path):
         in write_card(tmp_path, dataclasses.replace(info, rows=rows)).read_text()
     )
     assert "did no better" not in write_card(tmp_path, info).read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        ("/home/me/data.jsonl", "data.jsonl"),
+        ("~/base", "base"),
+        ("../../me/data.jsonl", "data.jsonl"),
+        ("file:///home/me/a.csv", "a.csv"),
+        ("C:\\Users\\me\\a.csv", "a.csv"),
+        ("data/a.jsonl", "data/a.jsonl"),
+        ("openai/gsm8k", "openai/gsm8k"),
+        ("/ {question}\nAnswer:", "/ {question}\nAnswer:"),
+    ],
+)
+def test_paths_of_this_machine_are_cut_to_their_last_part(value, public):
+    assert without_folders({"a": [value]}) == {"a": [public]}
 
 
 def test_a_branch_and_a_pull_request_leave_main_alone(folder, api, hub):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,8 @@ from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError, DataError
 from hf_tasksel.init_config import MAX_SAMPLES, write_config
 from hf_tasksel.tasks import load_tasks
+
+QUESTION_ANSWER = {"instruction": "question", "output": "answer"}
 
 
 def questions(count: int, name: str) -> list[dict[str, Any]]:
@@ -45,6 +49,8 @@ def written(folder: Path, *sources: object, **options: Any) -> tuple[dict[str, A
             {"input": "context", "output": "response"},
         ),
         ({"question": "a", "answer": "b #### 1"}, "chain_of_thought", {}),
+        ({"question": "a", "answer": "a long answer in several words"}, "instruction", QUESTION_ANSWER),
+        ({"question": "a", "answer": "a long answer in words", "rationale": "r"}, "chain_of_thought", {}),
         ({"problem": "a", "solution": "b"}, "chain_of_thought", {"question": "problem", "rationale": "solution"}),
         ({"sentence": "a", "label": 1, "idx": 0}, "classification", {"text": "sentence"}),
         ({"text": "a", "label": 1, "label_text": "good"}, "classification", {"label": "label_text"}),
@@ -70,7 +76,8 @@ def test_a_folder_becomes_a_configuration_that_loads(tmp_path):
     write_jsonl(tmp_path / "data" / "other.test.jsonl", questions(7, "held out"))
     found, values = written(tmp_path, tmp_path / "data")
     assert found["target"] == "other"  # it alone has test rows
-    assert found["tasks"]["other"] == {"rows": 50, "format": "chain_of_thought", "unused": []}
+    wanted = {"rows": 50, "format": "chain_of_thought", "unused": [], "learned": " The answer is 0."}
+    assert found["tasks"]["other"] == wanted
     assert set(values["tasks"]) == {"big", "small"}
     assert values["tasks"]["big"]["max_samples"] == MAX_SAMPLES
     assert "leakage" not in values["target"]
@@ -122,6 +129,8 @@ def test_every_unreadable_file_is_named_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("sources", "error", "message"),
     [
+        (["folder/"], ConfigError, "'folder/' is no folder, no file and no Hub id"),
+        (["from.jsonl", "one.jsonl"], ConfigError, "a task cannot be called 'from'"),
         (["nowhere"], ConfigError, "'nowhere' is no folder, no file and no Hub id"),
         (["missing.jsonl"], ConfigError, "there is no file 'missing.jsonl'"),
         (["empty"], ConfigError, "there is no .jsonl"),
@@ -133,11 +142,25 @@ def test_every_unreadable_file_is_named_at_once(tmp_path):
 def test_mistakes_are_one_sentence(sources, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for name, count in (("one", 20), ("few", 3), ("data/one", 20)):
+    for name, count in (("one", 20), ("few", 3), ("data/one", 20), ("from", 20)):
         write_jsonl(tmp_path / f"{name}.jsonl", questions(count, name))
     with pytest.raises(error, match=message):
         written(tmp_path, *sources)
     assert not (tmp_path / "tasksel.yaml").exists()
+
+
+def test_conversations_need_a_base_that_can_chat(base_folder, tokenizer, tmp_path):
+    silent = copy.deepcopy(tokenizer)
+    silent.chat_template = None
+    silent.save_pretrained(tmp_path / "silent")
+    shutil.copy(base_folder / "config.json", tmp_path / "silent")
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    write_jsonl(tmp_path / "data" / "talk.jsonl", [{"messages": turns}] * 9)
+    write_jsonl(tmp_path / "data" / "goal.jsonl", questions(20, "goal"))
+    with pytest.raises(DataError, match=r"talk: conversations need a base with a chat template, and .* has none"):
+        written(tmp_path, tmp_path / "data", model=str(tmp_path / "silent"))
+    assert written(tmp_path / "1", tmp_path / "data", model=str(base_folder))[1]["tasks"]["talk"]
+    assert written(tmp_path, tmp_path / "data", model="out/of-reach")[1]["tasks"]["talk"]["format"] == "messages"
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -43,3 +44,18 @@ def test_the_report_is_named_where_there_is_one(tmp_path):
     assert not any(line.startswith("report") for line in closing_lines(current, None, [], {}))
     (tmp_path / "report.html").touch()
     assert f"report with plots: {tmp_path / 'report.html'}" in closing_lines(current, None, [], {})
+
+
+def test_tasks_that_are_taken_against_their_estimate_and_few_true_runs_are_explained(tmp_path):
+    current = SimpleNamespace(output_dir=tmp_path, record=SimpleNamespace(values={"stages": {}}))
+    selection = SelectionResult(
+        "goal", "random_ensemble", ["a", "b"], ["c"], 1.0, 2.0, effects={"a": -0.5, "b": 0.1, "c": 0.3}, true_runs=4
+    )
+    said = "\n".join(closing_lines(current, selection, [], {}))
+    assert "b: selected, though estimated to hurt beside the others" in said
+    assert "selection.min_tasks may ask for 2" in said
+    assert "calibrated with 4 true fine-tunes, too few to tell whether that helps" in said
+    better = replace(selection, selected=["a"], dropped=["b", "c"], true_runs=8)
+    said = "\n".join(closing_lines(current, better, [], {}))
+    assert "though estimated to hurt" not in said
+    assert "too few" not in said

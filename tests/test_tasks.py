@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
@@ -11,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from conftest import word_rows, write_jsonl
 from hf_tasksel.config import RunConfig
 from hf_tasksel.errors import ConfigError, DataError
-from hf_tasksel.task_sources import is_local_file, used_datasets
+from hf_tasksel.task_sources import is_hub_dataset, is_local_file, used_datasets
 from hf_tasksel.tasks import combine_tasks, load_tasks, task_names
 
 
@@ -219,6 +220,13 @@ def test_the_datasets_of_chosen_tasks_and_of_the_target_are_named(run_values):
     target = run_values["target"]["dataset"]
     assert used_datasets(config, ["b"]) == ["local.jsonl.gz", "user/mix", target]
     assert used_datasets(config, ["a", "c"]) == ["openai/gsm8k", "user/mix", target]
+    assert not is_hub_dataset(os.path.dirname(target))
+    assert [is_hub_dataset(name) for name in ("openai/gsm8k", "imdb", "local.jsonl.gz", target)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert [is_local_file(name) for name in ("local.jsonl.gz", "openai/gsm8k", target)] == [True, False, True]
 
 

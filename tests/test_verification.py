@@ -199,7 +199,7 @@ def test_wrong_wishes_are_one_sentence(verified, monkeypatch):
     run, _, _ = verified
     with pytest.raises(ConfigError, match="at least 3 subsets"):
         verify(run, 2)
-    with pytest.raises(ConfigError, match="3 tasks have fewer than 50 different subsets"):
+    with pytest.raises(ConfigError, match="3 tasks have no 50 different subsets"):
         random_subsets(["a", "b", "c"], 50)
     with pytest.raises(ConfigError, match="unknown task 'x'"):
         true_runs.true_runs(run, [["x"]])

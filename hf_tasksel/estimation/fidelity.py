@@ -102,6 +102,12 @@ def measure_fidelity(
     )
 
 
+def calibrated_with(true_runs: int) -> str:
+    """Say what estimates are calibrated with, and when that is too little to rely on."""
+    few = f", too few to tell whether that helps: verify {FEWEST} subsets or more" if true_runs < FEWEST else ""
+    return f"calibrated with {true_runs} true fine-tunes{few}"
+
+
 def noise_ceiling(table: np.ndarray) -> dict[str, Any]:
     """Return the ceilings of `Fidelity` for losses (m, s), means over pairs of seeds; None for a single seed."""
     seeds = table.shape[1]
