@@ -12,14 +12,14 @@ from peft import get_peft_model
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from .arguments import fine_tuning_arguments, meta_arguments
 from .config import RunConfig
 from .formatting import tokenize_rows
-from .gradients.costs import gradient_costs
+from .gradients.costs import GradientCosts, gradient_costs
 from .models import load_model_config, load_tokenizer, lora_config, quantization_config
-from .tasks import count_truncated, load_tasks
+from .tasks import TaskSplits, count_truncated, load_tasks
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
@@ -40,34 +40,17 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     is_encoder_decoder = bool(model_config.is_encoder_decoder)
     meta = meta_arguments(config, config.output_dir, is_encoder_decoder)
     final = fine_tuning_arguments(config, config.output_dir, is_encoder_decoder)
-    rows = {"train": splits.train, "dev": splits.dev, "test": splits.test}
-    tokens, samples = {}, {name: len(part) for name, part in rows.items()}
-    for name, part in rows.items():
-        encoded = tokenize_rows(part, tokenizer, config.max_length, is_encoder_decoder)
-        tokens[name] = sum(len(ids) for ids in encoded["input_ids"])
-        if name == "train":
-            splits.report.truncated = count_truncated(encoded, config.max_length)
+    tokens = count_tokens(splits, tokenizer, config.max_length, is_encoder_decoder)
+    samples = {"train": len(splits.train), "dev": len(splits.dev), "test": len(splits.test)}
     parameters = count_parameters(config, model_config)
     passes = len(set(map(str, config.gradients.checkpoints)))
-    trained = trained_tokens(meta, tokens["train"], samples["train"])
-    retrained = trained_tokens(final, tokens["train"], samples["train"])
+    costs = pass_costs(config, parameters, tokens["train"] / max(1, samples["train"]), samples_per_step(meta))
+    forward_and_back = 2 * parameters["total"]
     gradient_tokens = passes * (tokens["train"] + tokens["dev"])
-    options = config.gradients
-    costs = gradient_costs(
-        parameters["total"],
-        parameters["trainable"],
-        tokens_per_sample=tokens["train"] / max(1, samples["train"]),
-        train_batch_size=meta.per_device_train_batch_size * meta.gradient_accumulation_steps * meta.world_size,
-        dim=options.dim,
-        num_seeds=len(options.seeds),
-        num_objectives=len(options.objectives),
-        dtype=options.dtype,
-        projection=options.projection,
-    )
     macs = {
-        "meta training": 2 * parameters["total"] * trained,
-        "gradient passes": round(2 * parameters["total"] * costs.relative_to_training * gradient_tokens),
-        "one fine-tune on all tasks": 2 * parameters["total"] * retrained,
+        "meta training": forward_and_back * trained_tokens(meta, tokens["train"], samples["train"]),
+        "gradient passes": round(forward_and_back * costs.relative_to_training * gradient_tokens),
+        "one fine-tune on all tasks": forward_and_back * trained_tokens(final, tokens["train"], samples["train"]),
     }
     speed = multiply_accumulates_per_second(meta.device)
     return {
@@ -88,6 +71,37 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
         "notes": splits.report.lines(),
     }
+
+
+def count_tokens(
+    splits: TaskSplits, tokenizer: PreTrainedTokenizerBase, max_length: int, is_encoder_decoder: bool
+) -> dict[str, int]:
+    """Return the tokens of each part, and put what is cut off in training rows on the report."""
+    tokens = {}
+    for name, part in (("train", splits.train), ("dev", splits.dev), ("test", splits.test)):
+        encoded = tokenize_rows(part, tokenizer, max_length, is_encoder_decoder)
+        tokens[name] = sum(len(ids) for ids in encoded["input_ids"])
+        if name == "train":
+            splits.report.truncated = count_truncated(encoded, max_length)
+    return tokens
+
+
+def pass_costs(
+    config: RunConfig, parameters: dict[str, int], tokens_per_sample: float, train_batch_size: int
+) -> GradientCosts:
+    """Return the costs of one gradient pass with the run's settings."""
+    options = config.gradients
+    return gradient_costs(
+        parameters["total"],
+        parameters["trainable"],
+        tokens_per_sample=tokens_per_sample,
+        train_batch_size=train_batch_size,
+        dim=options.dim,
+        num_seeds=len(options.seeds),
+        num_objectives=len(options.objectives),
+        dtype=options.dtype,
+        projection=options.projection,
+    )
 
 
 def trained_tokens(args: Any, tokens: int, samples: int) -> int:
