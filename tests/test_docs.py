@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -152,6 +153,14 @@ def test_every_quoted_error_is_one_that_the_package_raises(quoted):
 
 def test_the_troubleshooting_page_quotes_errors_of_every_stage():
     assert len(QUOTED) >= 30
+
+
+def test_no_public_docstring_names_several_things_in_one_line():
+    """The reference takes the second name for the type of the first, and of all that follow."""
+    listed = {n: inspect.getdoc(getattr(hf_tasksel, n)) or "" for n in hf_tasksel.__all__ if n != "__version__"}
+    assert {
+        n: found for n, text in listed.items() if (found := re.findall(r"^    (\w+, \w+[\w, ]*):", text, re.M))
+    } == {}
 
 
 def test_the_page_of_the_command_line_lists_every_command():

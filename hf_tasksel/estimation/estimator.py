@@ -35,7 +35,8 @@ class SubsetEstimator(BaseEstimator):
 
     Attributes:
         task_names_: the n tasks that subsets are made of.
-        task_samples_, task_tokens_: (n,) training samples and answer tokens of each task.
+        task_samples_: (n,) training samples of each task.
+        task_tokens_: (n,) their answer tokens.
         target_: the target, or several joined by ` + `.
         num_dev_samples_: dev samples behind every estimate.
         calibration_: the posterior, after `calibrate`; None before.

@@ -190,11 +190,14 @@ class BaselineData:
     """What the registered baselines look at; each needs only part of it.
 
     Attributes:
-        tasks, target: the n training tasks, and the target.
+        tasks: the n training tasks.
+        target: the target.
         store: gradients of training and dev samples.
         train_tasks: task of each training sample, for texts and representations.
-        train_texts, dev_texts: text of each sample.
-        train_repr, dev_repr: (samples, hidden), from `mean_pooled_representations`.
+        train_texts: text of each training sample.
+        dev_texts: text of each dev sample of the target.
+        train_repr: (samples, hidden), from `mean_pooled_representations`.
+        dev_repr: the same of the target's dev samples.
     """
 
     tasks: Sequence[str]
