@@ -46,13 +46,11 @@ def print_estimates(result: dict[str, Any]) -> None:
 def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
     """Estimate subsets from the stores of a run; loads no model library."""
     from .config import RunConfig
-    from .files import read_json
     from .run_estimator import calibrate_from_folder, fit_run_estimator
+    from .run_record import read_record
 
     output_dir = Path(options.output_dir)
-    if not (output_dir / "run.json").is_file():
-        raise ConfigError(f"{output_dir} is not the output folder of a run: it has no run.json")
-    config = RunConfig.from_dict(read_json(output_dir / "run.json")["config"])
+    config = RunConfig.from_dict(read_record(output_dir)["config"])
     names = ("checkpoint", "surrogate", "regularization")
     estimator = fit_run_estimator(output_dir, config, **{name: getattr(options, name) for name in names})
     true_runs = calibrate_from_folder(estimator, output_dir, config)

@@ -60,9 +60,8 @@ class TunedModel:
         """Push adapter, card and evidence in one commit; see `hub.push` for the options. Returns the address."""
         from .hub import push
 
-        if not (
-            self.output_dir / EVALUATION_FILE
-        ).is_file():  # a run's own folder has all of this, and measured losses
+        measured = self.output_dir / EVALUATION_FILE
+        if not measured.is_file():  # where it is, a run has written its card and evidence
             self.write_evidence(repo_id)
         return push(self.output_dir, repo_id, **options)
 
@@ -72,16 +71,9 @@ class TunedModel:
         from .hub import ADAPTER_CONFIG
 
         adapter = read_json(self.output_dir / ADAPTER_CONFIG)
-        base, is_encoder_decoder = (
-            adapter["base_model_name_or_path"],
-            adapter["task_type"] == TaskType.SEQ_2_SEQ_LM.value,
-        )
-        facts = {
-            "tasks": self.tasks,
-            "train_samples": self.train_samples,
-            "steps": self.steps,
-            "seconds": self.seconds,
-        }
+        base = adapter["base_model_name_or_path"]
+        is_encoder_decoder = adapter["task_type"] == TaskType.SEQ_2_SEQ_LM.value
+        facts = {name: value for name, value in vars(self).items() if name != "output_dir"}
         write_json(self.output_dir / RUN_FILE, {"versions": versions(), "fine_tune": facts})
         if not (self.output_dir / SELECTION_FILE).is_file():
             write_card(self.output_dir, plain_card(base, self.tasks, repo_id, is_encoder_decoder))

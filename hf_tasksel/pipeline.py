@@ -219,10 +219,20 @@ def fine_tune_selected(run: Run) -> list[EvaluationRow]:
 
 def push_result(run: Run) -> str:
     """Push `final/`, and the gradients where they are wanted, to the Hub; returns the addresses."""
+    prepare_push(run)
+    fine_tune_selected(run)
+    return push_finished(run)
+
+
+def prepare_push(run: Run) -> None:
+    """Refuse a push without a token, and say where it will go: before hours of work rather than after."""
     require_token()
     if run.config.hub.repo_id is None:
         run.say(f"hub.repo_id is not set: the repository will be called {run.output_dir.name}")
-    fine_tune_selected(run)
+
+
+def push_finished(run: Run) -> str:
+    """Push what a finished run left; returns the addresses."""
     addresses = push_final(run.config, run.output_dir) if distributed_rank()[0] == 0 else []
     barrier()
     return " and ".join(addresses)
@@ -242,10 +252,10 @@ def export(run: Run) -> Path:
 def run_all(run: Run) -> list[EvaluationRow]:
     """Every stage that is not done yet, and the push when the configuration asks for it."""
     if run.config.hub.push:
-        require_token()
+        prepare_push(run)
     rows = fine_tune_selected(run)
     if run.config.hub.push:
-        run.say(f"pushed to {push_result(run)}")
+        run.say(f"pushed to {push_finished(run)}")
     return rows
 
 

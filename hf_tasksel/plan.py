@@ -12,14 +12,13 @@ from peft import get_peft_model
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from .arguments import fine_tuning_arguments, meta_arguments
 from .config import RunConfig
-from .formatting import tokenize_rows
 from .gradients.costs import GradientCosts, gradient_costs
 from .models import load_model_config, load_tokenizer, lora_config, quantization_config
-from .tasks import TaskSplits, count_truncated, load_tasks
+from .tasks import load_tasks, tokenize_splits
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
@@ -40,8 +39,9 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     is_encoder_decoder = bool(model_config.is_encoder_decoder)
     meta = meta_arguments(config, config.output_dir, is_encoder_decoder)
     final = fine_tuning_arguments(config, config.output_dir, is_encoder_decoder)
-    tokens = count_tokens(splits, tokenizer, config.max_length, is_encoder_decoder)
-    samples = {"train": len(splits.train), "dev": len(splits.dev), "test": len(splits.test)}
+    encoded = tokenize_splits(splits, tokenizer, config.max_length, is_encoder_decoder)
+    tokens = {name: sum(len(ids) for ids in rows["input_ids"]) for name, rows in encoded.items()}
+    samples = {name: len(rows) for name, rows in encoded.items()}
     parameters = count_parameters(config, model_config)
     passes = len(set(map(str, config.gradients.checkpoints)))
     costs = pass_costs(config, parameters, tokens["train"] / max(1, samples["train"]), samples_per_step(meta))
@@ -71,19 +71,6 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
         "notes": splits.report.lines(),
     }
-
-
-def count_tokens(
-    splits: TaskSplits, tokenizer: PreTrainedTokenizerBase, max_length: int, is_encoder_decoder: bool
-) -> dict[str, int]:
-    """Return the tokens of each part, and put what is cut off in training rows on the report."""
-    tokens = {}
-    for name, part in (("train", splits.train), ("dev", splits.dev), ("test", splits.test)):
-        encoded = tokenize_rows(part, tokenizer, max_length, is_encoder_decoder)
-        tokens[name] = sum(len(ids) for ids in encoded["input_ids"])
-        if name == "train":
-            splits.report.truncated = count_truncated(encoded, max_length)
-    return tokens
 
 
 def pass_costs(

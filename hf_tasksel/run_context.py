@@ -17,13 +17,12 @@ from .distributed import barrier, distributed_rank
 from .errors import ConfigError, TaskSelectionError
 from .estimation.surrogates import surrogate_classes
 from .fingerprints import data_fingerprint, value_fingerprint
-from .formatting import tokenize_rows
 from .gradients.collator import GradientCollator
 from .gradients.gradient_pass import PassOptions
 from .models import load_model_config, load_tokenizer, lora_config
 from .run_record import RunRecord, versions
 from .selection.search import check_method
-from .tasks import TaskSplits, count_truncated, load_tasks, report_dict
+from .tasks import TaskSplits, load_tasks, report_dict, tokenize_splits
 
 SKETCH_OPTIONS = ("objectives", "projection", "dim", "seeds", "dtype")
 PASS_OPTIONS = ("batch_size", "tokens_per_batch", "shard_size", "self_check")  # they do not change the gradients
@@ -92,14 +91,10 @@ class Run:
     @cached_property
     def tokenized(self) -> dict[str, Dataset]:
         """`train`, `dev` and `test` rows as tokens; what was left out is said and kept on record."""
-        options = (self.tokenizer, self.config.max_length, self.is_encoder_decoder)
-        parts = {"train": self.splits.train, "dev": self.splits.dev, "test": self.splits.test}
-        tokenized = {name: tokenize_rows(rows, *options) for name, rows in parts.items()}
-        report = self.splits.report
-        report.truncated = count_truncated(tokenized["train"], self.config.max_length)
-        for line in report.lines():
+        tokenized = tokenize_splits(self.splits, self.tokenizer, self.config.max_length, self.is_encoder_decoder)
+        for line in self.splits.report.lines():
             self.say(f"data: {line}")
-        self.record.update(data=report_dict(report))
+        self.record.update(data=report_dict(self.splits.report))
         return tokenized
 
     @cached_property

@@ -8,14 +8,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from .errors import TaskSelectionError
 from .estimates_table import ESTIMATES_FILE
 from .estimation.fidelity import Fidelity
 from .evaluation_rows import EVALUATION_FILE, EvaluationRow
 from .files import read_json
 from .loss_curves import LossCurves, read_log
 from .run_affinity import AFFINITY_FILE
-from .run_record import RUN_FILE
+from .run_record import read_record
 from .selection.grouping import TaskAffinity
 from .selection.result import SELECTION_FILE, SelectionResult
 from .truth import VERIFICATION_FILE, Verification
@@ -65,9 +64,7 @@ def read_run(folder: str | Path) -> RunFiles:
         TaskSelectionError: when it is not the folder of a run, or one of its files cannot be read.
     """
     folder = Path(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise TaskSelectionError(f"{folder} is not the output folder of a run: it has no {RUN_FILE}")
-    run = read_json(folder / RUN_FILE)
+    run = read_record(folder)
     tasks = list(run.get("data", {}).get("rows", {}))
     logs = {"all tasks": folder / "compare" / "all-tasks", "selection": folder / "final"}
     curves = {name: read_log(path / "training_log.json") for name, path in logs.items()}

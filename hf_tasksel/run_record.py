@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .distributed import barrier, distributed_rank
+from .errors import ConfigError
 from .files import read_json, write_json
 
 RUN_FILE = "run.json"
@@ -65,6 +66,18 @@ class RunRecord:
             **extra,
         }
         self.update(stages={**self.values["stages"], name: entry})
+
+
+def read_record(output_dir: Path) -> dict[str, Any]:
+    """Read the record of a run.
+
+    Raises:
+        ConfigError: when the folder is not that of a run.
+    """
+    if not (output_dir / RUN_FILE).is_file():
+        raise ConfigError(f"{output_dir} is not the output folder of a run: it has no {RUN_FILE}")
+    values: dict[str, Any] = read_json(output_dir / RUN_FILE)
+    return values
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .config import RunConfig
 from .estimation.fidelity import calibrated_with
-from .evaluation_rows import EvaluationRow, disappointment
+from .evaluation_rows import EvaluationRow, disappointment, evaluation_cells
 from .run_record import REPORT_FILE
 from .selection.result import SelectionResult
 
@@ -39,7 +39,7 @@ def print_result(current: Any, config: RunConfig, command: str, result: Any, as_
     if selection is not None:
         console.print(effects_table(selection, config.task_notes))
     if rows:
-        console.print(evaluation_table(rows, selection))
+        console.print(evaluation_table(rows))
     if isinstance(result, Path):
         console.print(f"written to {escape(str(result))}; now: trl sft --config {escape(str(result))}", soft_wrap=True)
     if isinstance(result, str):
@@ -67,20 +67,14 @@ def effects_table(selection: SelectionResult, notes: dict[str, str]) -> Table:
     return table
 
 
-def evaluation_table(rows: list[EvaluationRow], selection: SelectionResult | None) -> Table:
+def evaluation_table(rows: list[EvaluationRow]) -> Table:
     """One row per model: estimated and measured target losses, and answer accuracy."""
     table = Table(title="target loss, nats per token", title_justify="left")
     for name in ("fine-tuned on", "tasks", "estimated", "dev", "test", "answers right"):
         table.add_column(name, justify="left" if name == "fine-tuned on" else "right")
     for row in rows:
-        table.add_row(
-            "nothing (base)" if row.model == "base" else row.model,
-            str(row.num_tasks or ""),
-            "" if row.estimated_loss is None else f"{row.estimated_loss:.4f}",
-            f"{row.dev_loss:.4f}",
-            f"{row.test_loss:.4f}",
-            "" if row.answer_accuracy is None else f"{row.answer_accuracy:.1%}",
-        )
+        model, tasks, _, *figures = evaluation_cells(row)  # without the number of rows: the table must fit a terminal
+        table.add_row(model, tasks, *figures)
     return table
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
 from .config import RunConfig, TargetConfig
 from .errors import ConfigError, DataError, did_you_mean
-from .formatting import row_key
+from .formatting import row_key, tokenize_rows
 from .task_sources import format_config, load_entry, load_rows, sample_rows, task_entries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -257,6 +261,16 @@ def find_leakage(
             f"task {name!r} has {count} rows that are also dev or test rows of the target {target.task!r}: "
             "remove them, or set target.leakage to 'drop'"
         )
+
+
+def tokenize_splits(
+    splits: TaskSplits, tokenizer: PreTrainedTokenizerBase, max_length: int, is_encoder_decoder: bool
+) -> dict[str, Dataset]:
+    """Return `train`, `dev` and `test` rows as tokens; training rows that are cut off are counted in the report."""
+    parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    encoded = {name: tokenize_rows(rows, tokenizer, max_length, is_encoder_decoder) for name, rows in parts.items()}
+    splits.report.truncated = count_truncated(encoded["train"], max_length)
+    return encoded
 
 
 def count_truncated(tokenized: Dataset, max_length: int) -> dict[str, int]:
