@@ -4,7 +4,8 @@
     python benchmarks/fidelity.py evaluate quickstart   # every surrogate and option against them; minutes
 
 Studies: `quickstart` (13 generated tasks, fixed steps), `instruct` (18 real instruction tasks, fixed epochs), `cot`
-(nine real reasoning sets, fixed steps). Subsets hold a quarter, a half or three quarters of the tasks. The first half
+(nine real reasoning sets, fixed steps), and the same two on SmolLM2-135M-Instruct: `smol-cot` (nine sets, fixed steps)
+and `smol-instruct` (14 tasks, fixed epochs). Subsets hold a quarter, a half or three quarters of the tasks. The first half
 of them chooses hyper-parameters, the second half reports, once. True losses go to
 benchmarks/results/truth_<study>.json, figures to fidelity_<study>.json.
 """
@@ -52,6 +53,8 @@ STUDIES = {
     ),
     "instruct": Study("local/study_instruct.yaml"),
     "cot": Study("local/study_cot.yaml"),
+    "smol-cot": Study("local/study_smol_cot.yaml", subsets=45),
+    "smol-instruct": Study("local/study_smol_instruct.yaml", subsets=45),
 }
 
 
