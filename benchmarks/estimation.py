@@ -32,10 +32,10 @@ from sklearn.linear_model import LogisticRegression
 from hf_tasksel import SubsetEstimator, forward_selection
 from hf_tasksel.estimation.logistic import PlainLogistic
 from hf_tasksel.estimation.statistics import loss_statistics
-from hf_tasksel.gradients.store import GradientStore
-from hf_tasksel.gradients.store_writer import StoreWriter
-from hf_tasksel.plots import BLUE, GREEN, ORANGE, save, tidy
-from hf_tasksel.run_record import versions
+from hf_tasksel.gradients.store.reader import GradientStore
+from hf_tasksel.gradients.store.writer import StoreWriter
+from hf_tasksel.records.record import versions
+from hf_tasksel.report.plots import BLUE, GREEN, ORANGE, save, tidy
 from hf_tasksel.selection.ensemble import random_subsets
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,12 +20,12 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from hf_tasksel.config import RunConfig, resolve_path
-from hf_tasksel.expansion_report import check_expansion
+from hf_tasksel.config.run_config import RunConfig, resolve_path
 from hf_tasksel.gradients.expansion import ExpansionError
-from hf_tasksel.plots import draw_expansion, save
-from hf_tasksel.run_context import Run
-from hf_tasksel.run_record import versions
+from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.expansion import check_expansion
+from hf_tasksel.records.record import versions
+from hf_tasksel.report.plots import draw_expansion, save
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

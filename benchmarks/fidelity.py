@@ -5,8 +5,8 @@
 
 Studies: `quickstart` (13 generated tasks, fixed steps), `instruct` (18 real instruction tasks, fixed epochs), `cot`
 (nine real reasoning sets, fixed steps), and the same two on SmolLM2-135M-Instruct: `smol-cot` (nine sets, fixed steps)
-and `smol-instruct` (14 tasks, fixed epochs). Subsets hold a quarter, a half or three quarters of the tasks. The first half
-of them chooses hyper-parameters, the second half reports, once. True losses go to
+and `smol-instruct` (14 tasks, fixed epochs). Subsets hold a quarter, a half or three quarters of the tasks. The first
+half of them chooses hyper-parameters, the second half reports, once. True losses go to
 benchmarks/results/truth_<study>.json, figures to fidelity_<study>.json.
 """
 
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_tasksel.cli import quiet_libraries
-from hf_tasksel.config import RunConfig
-from hf_tasksel.run_context import Run
-from hf_tasksel.run_record import versions
-from hf_tasksel.true_runs import TrueRun, true_runs
-from hf_tasksel.verification import random_subsets
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.quiet import quiet_libraries
+from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.true_runs import TrueRun, true_runs
+from hf_tasksel.pipeline.verification import random_subsets
+from hf_tasksel.records.record import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

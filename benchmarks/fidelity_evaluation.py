@@ -14,20 +14,21 @@ from fidelity import RESULTS, ROOT
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from hf_tasksel import GradientCollator, SubsetEstimator, pipeline
+from hf_tasksel import GradientCollator, SubsetEstimator
 from hf_tasksel.estimation.calibration import Calibration
 from hf_tasksel.estimation.estimator import random_halves
 from hf_tasksel.estimation.exact import isometric_store
 from hf_tasksel.estimation.fidelity import Fidelity, measure_fidelity
 from hf_tasksel.estimation.surrogates import DEFAULT_SURROGATE
 from hf_tasksel.gradients.preconditioning import load_second_moments
-from hf_tasksel.gradients.store import MANIFEST_FILE, GradientStore
-from hf_tasksel.models import load_adapter, load_base
-from hf_tasksel.plots import BLUE, GREEN, GREY, ORANGE, save, tidy
-from hf_tasksel.run_context import Run
-from hf_tasksel.run_estimator import surely_best
-from hf_tasksel.run_record import versions
-from hf_tasksel.stores import checkpoint_steps, store_path
+from hf_tasksel.gradients.store.reader import MANIFEST_FILE, GradientStore
+from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline.context import Run
+from hf_tasksel.records.estimator import surely_best
+from hf_tasksel.records.record import versions
+from hf_tasksel.records.stores import checkpoint_steps, store_path
+from hf_tasksel.report.plots import BLUE, GREEN, GREY, ORANGE, save, tidy
+from hf_tasksel.training.models import load_adapter, load_base
 
 SKETCH, EXACT, ADAM = "count sketch, 3 seeds", "exact gradients", "Adam's metric"
 CLOSED = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

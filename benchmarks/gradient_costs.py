@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_tasksel.gradients.costs import gradient_costs
-from hf_tasksel.run_record import versions
+from hf_tasksel.records.record import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES: dict[str, dict[str, int]] = {

@@ -22,16 +22,17 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from hf_tasksel import GradientCollator, pipeline
-from hf_tasksel.config import RunConfig
+from hf_tasksel import GradientCollator
+from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.gradients.per_sample import trainable_shapes
 from hf_tasksel.gradients.projection import Projection, make_projection
-from hf_tasksel.gradients.store import GradientStore
-from hf_tasksel.models import load_adapter, load_base
-from hf_tasksel.plots import BLUE, ORANGE, save, tidy
-from hf_tasksel.run_context import Run
-from hf_tasksel.run_record import versions
-from hf_tasksel.stores import checkpoint_steps
+from hf_tasksel.gradients.store.reader import GradientStore
+from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline.context import Run
+from hf_tasksel.records.record import versions
+from hf_tasksel.records.stores import checkpoint_steps
+from hf_tasksel.report.plots import BLUE, ORANGE, save, tidy
+from hf_tasksel.training.models import load_adapter, load_base
 
 ROOT = Path(__file__).resolve().parent.parent
 DIMS = (50, 100, 200, 400, 1000, 2000, 4000)

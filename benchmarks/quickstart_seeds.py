@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from hf_tasksel import SelectionResult, backward_elimination, forward_selection, pipeline
-from hf_tasksel.config import RunConfig
-from hf_tasksel.evaluation import answer_accuracy, mean_loss
-from hf_tasksel.fine_tuning import fine_tune
-from hf_tasksel.models import load_adapter, load_base, lora_config
+from hf_tasksel import SelectionResult, backward_elimination, forward_selection
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline.context import Run
 from hf_tasksel.quickstart.generate import PLANTED, TARGET, generate_tasks, write_tasks
-from hf_tasksel.run_context import Run
-from hf_tasksel.run_record import versions
+from hf_tasksel.records.record import versions
+from hf_tasksel.training.evaluation import answer_accuracy, mean_loss
+from hf_tasksel.training.fine_tuning import fine_tune
+from hf_tasksel.training.models import load_adapter, load_base, lora_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart_seeds.json"

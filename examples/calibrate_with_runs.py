@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from hf_tasksel import GradientStore, SubsetEstimator
-from hf_tasksel.truth import compare
+from hf_tasksel.estimation.comparison import compare
 
 store, target, file = GradientStore(sys.argv[1]), *sys.argv[2:4]
 runs: dict[tuple[str, ...], list[float]] = {}  # subset -> its loss with every seed

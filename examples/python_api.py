@@ -15,7 +15,7 @@ from trl import SFTConfig
 
 import hf_tasksel
 from hf_tasksel import SubsetEstimator, TaskSelectionConfig, TaskSelectionTrainer, fine_tune, random_ensemble
-from hf_tasksel.formatting import format_rows
+from hf_tasksel.data.formatting import format_rows
 
 output_dir = sys.argv[1]
 embedded = Path(hf_tasksel.__file__).parent / "quickstart"

@@ -19,7 +19,7 @@ from hf_tasksel import (
     random_ensemble,
     relabel_store,
 )
-from hf_tasksel.formatting import format_rows
+from hf_tasksel.data.formatting import format_rows
 
 output_dir = sys.argv[1]
 embedded = Path(hf_tasksel.__file__).parent / "quickstart"

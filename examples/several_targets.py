@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_tasksel
 from hf_tasksel import SubsetEstimator, TaskSelectionConfig, TaskSelectionTrainer, random_ensemble
-from hf_tasksel.formatting import format_rows
+from hf_tasksel.data.formatting import format_rows
 
 output_dir = sys.argv[1]
 embedded = Path(hf_tasksel.__file__).parent / "quickstart"

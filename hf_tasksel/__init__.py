@@ -5,18 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-"""The version of the package."""
+from .core.version import __version__
 
 _LOCATIONS = {
-    "TaskSelectionConfig": "training_args",
-    "TaskSelectionMixinConfig": "training_args",
-    "Seq2SeqTaskSelectionConfig": "training_args",
-    "TaskSelectionTrainer": "trainer",
-    "Seq2SeqTaskSelectionTrainer": "trainer",
-    "TaskSelectionMixin": "trainer",
+    "TaskSelectionConfig": "training.training_args",
+    "TaskSelectionMixinConfig": "training.training_args",
+    "Seq2SeqTaskSelectionConfig": "training.training_args",
+    "TaskSelectionTrainer": "training.trainer",
+    "Seq2SeqTaskSelectionTrainer": "training.trainer",
+    "TaskSelectionMixin": "training.trainer",
     "GradientCollator": "gradients.collator",
-    "GradientStore": "gradients.store",
+    "GradientStore": "gradients.store.reader",
     "SubsetEstimator": "estimation.estimator",
     "measure_fidelity": "estimation.fidelity",
     "forward_selection": "selection.greedy",
@@ -30,57 +29,57 @@ _LOCATIONS = {
     "optimize_mixture": "selection.mixture",
     "MixtureResult": "selection.mixture",
     "allocate_budget": "selection.budget",
-    "task_affinity": "selection.grouping",
-    "group_tasks": "selection.grouping",
-    "TaskAffinity": "selection.grouping",
-    "cluster_samples": "selection.clustering",
-    "relabel_store": "selection.clustering",
-    "SampleClusters": "selection.clustering",
-    "BASELINES": "selection.baselines",
-    "BaselineData": "selection.baselines",
-    "mean_pooled_representations": "selection.representations",
-    "RunConfig": "config",
-    "load_tasks": "tasks",
-    "fine_tune": "fine_tuning",
-    "run": "pipeline",
+    "task_affinity": "selection.analysis.grouping",
+    "group_tasks": "selection.analysis.grouping",
+    "TaskAffinity": "selection.analysis.grouping",
+    "cluster_samples": "selection.analysis.clustering",
+    "relabel_store": "selection.analysis.clustering",
+    "SampleClusters": "selection.analysis.clustering",
+    "BASELINES": "selection.analysis.baselines",
+    "BaselineData": "selection.analysis.baselines",
+    "mean_pooled_representations": "selection.analysis.representations",
+    "RunConfig": "config.run_config",
+    "load_tasks": "data.tasks",
+    "fine_tune": "training.fine_tuning",
+    "run": "pipeline.stages",
 }
 __all__ = [*_LOCATIONS, "__version__"]
 
 if TYPE_CHECKING:
-    from .config import RunConfig as RunConfig
+    from .config.run_config import RunConfig as RunConfig
+    from .data.tasks import load_tasks as load_tasks
     from .estimation.estimator import SubsetEstimator as SubsetEstimator
     from .estimation.fidelity import measure_fidelity as measure_fidelity
-    from .fine_tuning import fine_tune as fine_tune
     from .gradients.collator import GradientCollator as GradientCollator
-    from .gradients.store import GradientStore as GradientStore
-    from .pipeline import run as run
-    from .selection.baselines import BASELINES as BASELINES
-    from .selection.baselines import BaselineData as BaselineData
+    from .gradients.store.reader import GradientStore as GradientStore
+    from .pipeline.stages import run as run
+    from .selection.analysis.baselines import BASELINES as BASELINES
+    from .selection.analysis.baselines import BaselineData as BaselineData
+    from .selection.analysis.clustering import SampleClusters as SampleClusters
+    from .selection.analysis.clustering import cluster_samples as cluster_samples
+    from .selection.analysis.clustering import relabel_store as relabel_store
+    from .selection.analysis.grouping import TaskAffinity as TaskAffinity
+    from .selection.analysis.grouping import group_tasks as group_tasks
+    from .selection.analysis.grouping import task_affinity as task_affinity
+    from .selection.analysis.representations import mean_pooled_representations as mean_pooled_representations
     from .selection.budget import allocate_budget as allocate_budget
-    from .selection.clustering import SampleClusters as SampleClusters
-    from .selection.clustering import cluster_samples as cluster_samples
-    from .selection.clustering import relabel_store as relabel_store
     from .selection.ensemble import random_ensemble as random_ensemble
     from .selection.ensemble import surrogate_search as surrogate_search
     from .selection.exhaustive import exhaustive_search as exhaustive_search
     from .selection.greedy import backward_elimination as backward_elimination
     from .selection.greedy import forward_selection as forward_selection
     from .selection.greedy import swap_selection as swap_selection
-    from .selection.grouping import TaskAffinity as TaskAffinity
-    from .selection.grouping import group_tasks as group_tasks
-    from .selection.grouping import task_affinity as task_affinity
     from .selection.mixture import MixtureResult as MixtureResult
     from .selection.mixture import optimize_mixture as optimize_mixture
-    from .selection.representations import mean_pooled_representations as mean_pooled_representations
     from .selection.result import SelectionResult as SelectionResult
     from .selection.search import SEARCHES as SEARCHES
-    from .tasks import load_tasks as load_tasks
-    from .trainer import Seq2SeqTaskSelectionTrainer as Seq2SeqTaskSelectionTrainer
-    from .trainer import TaskSelectionMixin as TaskSelectionMixin
-    from .trainer import TaskSelectionTrainer as TaskSelectionTrainer
-    from .training_args import Seq2SeqTaskSelectionConfig as Seq2SeqTaskSelectionConfig
-    from .training_args import TaskSelectionConfig as TaskSelectionConfig
-    from .training_args import TaskSelectionMixinConfig as TaskSelectionMixinConfig
+    from .training.fine_tuning import fine_tune as fine_tune
+    from .training.trainer import Seq2SeqTaskSelectionTrainer as Seq2SeqTaskSelectionTrainer
+    from .training.trainer import TaskSelectionMixin as TaskSelectionMixin
+    from .training.trainer import TaskSelectionTrainer as TaskSelectionTrainer
+    from .training.training_args import Seq2SeqTaskSelectionConfig as Seq2SeqTaskSelectionConfig
+    from .training.training_args import TaskSelectionConfig as TaskSelectionConfig
+    from .training.training_args import TaskSelectionMixinConfig as TaskSelectionMixinConfig
 
 
 def __getattr__(name: str) -> Any:

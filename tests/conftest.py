@@ -160,8 +160,8 @@ def run_values(base_folder: Path, task_folder: Path, tmp_path: Path) -> dict[str
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, task_folder: Path) -> Path:
     """The folder of a finished `small_run`, made once: copy it before changing anything."""
-    from hf_tasksel import pipeline
-    from hf_tasksel.config import RunConfig
+    from hf_tasksel.config.run_config import RunConfig
+    from hf_tasksel.pipeline import stages as pipeline
 
     values = small_run(base_folder, task_folder, tmp_path_factory.mktemp("finished") / "out")
     pipeline.run(RunConfig.from_dict(values), say=lambda message: None)
@@ -214,7 +214,7 @@ def user_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def user_folder(user_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of `user_run` as the current folder; what is registered meanwhile is forgotten afterwards."""
-    from hf_tasksel import true_runs
+    from hf_tasksel.pipeline import true_runs
     from snippet_world import REGISTRIES
 
     before = [dict(registry) for registry in REGISTRIES]

@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from hf_tasksel import cli
+from hf_tasksel.cli import main as cli
 
 start = PartialState.__init__
 gather = Accelerator.get_state_dict

@@ -20,10 +20,10 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from torch import distributed
 
-from hf_tasksel.errors import TaskSelectionError
+from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.gradients.collator import GradientCollator
-from hf_tasksel.gradients.store import GradientStore
+from hf_tasksel.gradients.store.reader import GradientStore
 from model_zoo import VOCABULARY, collate, lora_model
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"

@@ -16,10 +16,11 @@ from trl import SFTConfig
 
 import hf_tasksel
 from conftest import tiny_llama, tiny_tokenizer, word_rows, write_jsonl
-from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator, pipeline
-from hf_tasksel.config import RunConfig
+from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator
+from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.estimation.surrogates import SURROGATES
 from hf_tasksel.gradients.projection import PROJECTIONS
+from hf_tasksel.pipeline import stages as pipeline
 from hf_tasksel.selection.search import SEARCHES
 from markdown_blocks import Block
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import hf_tasksel
-from hf_tasksel.cli import make_parser
+from hf_tasksel.cli.main import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from hf_tasksel import GradientCollator, SelectionResult, SubsetEstimator, pipeline
-from hf_tasksel.config import RunConfig
-from hf_tasksel.errors import ConfigError
+from hf_tasksel import GradientCollator, SelectionResult, SubsetEstimator
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.gradients.projection import make_projection
+from hf_tasksel.pipeline import stages as pipeline
 from markdown_blocks import ROOT, blocks
 from snippet_world import TASKS, estimator, run_in_order, store
 

@@ -90,7 +90,7 @@ def test_changelog_citation_and_package_have_one_version(wheel):
 def test_the_quickstart_is_planned_from_the_wheel_alone(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
-    where = "import hf_tasksel.cli as c; print(c.__file__)"
+    where = "import hf_tasksel.cli.main as c; print(c.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", where], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -16,13 +16,15 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from datasets import ClassLabel, Dataset
 
-from hf_tasksel import cli, task_sources, tasks
-from hf_tasksel import plan as planning
-from hf_tasksel.arguments import fine_tuning_arguments, meta_arguments
-from hf_tasksel.config import RunConfig
-from hf_tasksel.errors import ConfigError
-from hf_tasksel.models import lora_config, quantization_config
-from hf_tasksel.task_sources import used_datasets
+from hf_tasksel.cli import main as cli
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.errors import ConfigError
+from hf_tasksel.data import sources as task_sources
+from hf_tasksel.data import tasks
+from hf_tasksel.data.sources import used_datasets
+from hf_tasksel.pipeline import plan as planning
+from hf_tasksel.training.arguments import fine_tuning_arguments, meta_arguments
+from hf_tasksel.training.models import lora_config, quantization_config
 from model_zoo import base_model
 
 ROOT = Path(__file__).resolve().parent.parent

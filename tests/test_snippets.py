@@ -21,8 +21,8 @@ import huggingface_hub
 import pytest
 import yaml
 
-from hf_tasksel import cli
-from hf_tasksel.config import RunConfig
+from hf_tasksel.cli import main as cli
+from hf_tasksel.config.run_config import RunConfig
 from hub_server import HubServer
 from markdown_blocks import ROOT, Block, blocks, documented_pages
 from snippet_world import CONFIG, run_in_order
@@ -147,7 +147,7 @@ def check_program(arguments: list[str], user_folder: Path) -> None:
             rest.pop(0)
     if rest[:1] == ["-m"]:
         assert importlib.util.find_spec(rest[1]), rest[1]
-        if rest[1] == "hf_tasksel.cli":
+        if rest[1] == "hf_tasksel.cli.main":
             check_cli(rest[2:], user_folder)
     elif rest:
         assert exists(rest[0], user_folder), rest[0]

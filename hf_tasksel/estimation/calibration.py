@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm, qmc
 
-from ..errors import DataError
+from ..core.errors import DataError
 
 NUM_DRAWS, ROUNDS = 512, 5
 WIDER, MIN_SPREAD = 1.5, 0.15  # of later rounds of draws

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..gradients.store import GradientStore
+from ..gradients.store.reader import GradientStore
 from .statistics import loss_statistics
 from .surrogate import Surrogate, check_condition, chunks, mean_eigenvalue, weighted_sum
 

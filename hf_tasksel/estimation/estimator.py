@@ -11,8 +11,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, did_you_mean
-from ..gradients.store import GradientStore
+from ..core.errors import ConfigError, DataError, did_you_mean
+from ..gradients.store.reader import GradientStore
 from .calibration import Calibration
 from .statistics import DevStatistics, dev_statistics, task_codes
 from .surrogate import Surrogate

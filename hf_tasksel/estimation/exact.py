@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, StoreError
-from ..gradients.store import GradientStore
+from ..core.errors import DataError, StoreError
+from ..gradients.store.reader import GradientStore
 
 MAX_GRADIENTS = 10_000
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from ..errors import DataError
+from ..core.errors import DataError
 
 RESAMPLES = 1000
 LEVEL = 0.9
@@ -177,7 +177,7 @@ def plot_fidelity(
         estimates, true_losses: as in `measure_fidelity`.
         path: PNG file.
     """
-    from ..plots import plot_estimated_against_true
+    from ..report.plots import plot_estimated_against_true
 
     table = np.asarray(true_losses, dtype=float)
     table = table[:, None] if table.ndim == 1 else table

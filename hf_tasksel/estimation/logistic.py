@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..gradients.store import GradientStore
+from ..gradients.store.reader import GradientStore
 from .statistics import task_codes, task_statistics
 from .surrogate import CHUNK_BYTES, Surrogate, check_condition, mean_eigenvalue, weighted_sum
 

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import DataError, TaskSelectionError, did_you_mean
-from ..files import atomic_path
-from ..fingerprints import value_fingerprint
-from ..gradients.store import GradientStore
+from ..core.errors import DataError, TaskSelectionError, did_you_mean
+from ..core.files import atomic_path
+from ..core.fingerprints import value_fingerprint
+from ..gradients.store.reader import GradientStore
 
 ROWS_PER_CHUNK = 8192
 SPILL_BYTES = 1 << 30

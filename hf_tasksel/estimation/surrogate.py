@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..gradients.store import GradientStore
+from ..core.errors import ConfigError
+from ..gradients.store.reader import GradientStore
 from .statistics import TaskStatistics
 
 CHUNK_BYTES = 1 << 28

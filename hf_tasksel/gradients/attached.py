@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, NonFiniteError
+from ..core.errors import DataError, NonFiniteError
 from .model import batch_objectives, evaluation_mode, model_inputs, trainable_parameters, unwrap
 from .objective import SampleObjectives
 from .per_sample import PerSampleGradients

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .attached import AttachedModel, GradientBatch
 from .gradient_pass import PassOptions, collect_gradients
 from .model import check_adapter, unwrap
@@ -18,7 +18,7 @@ from .per_sample import trainable_shapes
 from .preconditioning import Preconditioned
 from .projection import Projection, make_projection
 from .samples import SIDE_COLUMNS
-from .store import GradientStore, StoreLayout
+from .store.reader import GradientStore, StoreLayout
 
 
 class TaskDataCollator:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..core.errors import ModelError
 from .model import (
     batch_objectives,
     check_adapter,

@@ -14,16 +14,16 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 
-from ..distributed import barrier, distributed_rank, gather_lists
-from ..errors import ConfigError
-from ..fingerprints import data_fingerprint, model_fingerprint
-from ..progress import progress_bar
+from ..core.distributed import barrier, distributed_rank, gather_lists
+from ..core.errors import ConfigError
+from ..core.fingerprints import data_fingerprint, model_fingerprint
+from ..core.progress import progress_bar
 from .attached import AttachedModel, GradientBatch
 from .model import is_sharded, out_of_memory, unwrap
 from .samples import SampleTable, plan_batches
 from .self_check import check_against_autograd
-from .store import GradientStore
-from .store_writer import StoreWriter
+from .store.reader import GradientStore
+from .store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from .collator import GradientCollator

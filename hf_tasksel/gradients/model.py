@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-from ..errors import DataError, ModelError
+from ..core.errors import DataError, ModelError
 from .objective import IGNORE_INDEX, SampleObjectives, sample_objectives, shifted, shifts_labels
 from .samples import SIDE_COLUMNS
 

@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import Tensor, nn
 
-from ..errors import DataError, ModelError
+from ..core.errors import DataError, ModelError
 from .layers import HANDLERS, LayerGradients
 from .model import WRAPPERS, is_sharded, trainable_parameters
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import ConfigError, ModelError
-from ..files import atomic_path
-from ..fingerprints import short_hash
+from ..core.errors import ConfigError, ModelError
+from ..core.files import atomic_path
+from ..core.fingerprints import short_hash
 from .model import whole
 from .per_sample import canonical_names
 from .projection import Projection

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..errors import DataError
+from ..core.errors import DataError
 
 SIDE_COLUMNS = ("task", "sample_idx")
 

@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ModelError
+from ..core.errors import ModelError
 from .model import (
     batch_objectives,
     evaluation_mode,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, did_you_mean
 from ..estimation.estimator import SubsetEstimator
 from .simplex import capped, minimize_on_simplex
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, did_you_mean
 
 
 def dataset_mixture(shares: Mapping[str, float | None], datasets: Mapping[str, Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
-from ..errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, did_you_mean
 from ..estimation.estimator import SubsetEstimator
 from .explanation import best_of_ranking
 from .greedy import greedy_additions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from ..estimation.estimator import SubsetEstimator
 from .explanation import explain, make_step
 from .objective import Objective, size_bounds

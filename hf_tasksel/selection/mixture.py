@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, TaskSelectionError
+from ..core.errors import ConfigError, TaskSelectionError
+from ..core.files import file_in, read_json, write_json
 from ..estimation.estimator import SubsetEstimator
-from ..files import file_in, read_json, write_json
 from .dataset_mixture import dataset_mixture
 from .greedy import forward_selection
 from .simplex import minimize_on_simplex

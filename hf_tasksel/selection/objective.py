@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from ..estimation.estimator import SubsetEstimator
 
 ROWS_PER_CALL = 4096

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import TaskSelectionError
-from ..files import file_in, read_json, write_json
+from ..core.errors import TaskSelectionError
+from ..core.files import file_in, read_json, write_json
 from .dataset_mixture import dataset_mixture
 
 SELECTION_FILE = "selection.json"
@@ -136,6 +136,6 @@ class SelectionResult:
 
     def plot(self, path: str | Path) -> None:
         """Draw the selection path and the effect of each task into a PNG file."""
-        from ..plots import plot_selection
+        from ..report.plots import plot_selection
 
         plot_selection(self, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ..errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError, did_you_mean
 from .ensemble import random_ensemble, surrogate_search
 from .exhaustive import exhaustive_search
 from .greedy import backward_elimination, forward_selection, swap_selection

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_tasksel.gradients.store import GradientStore
+from hf_tasksel.gradients.store.reader import GradientStore
 
 DIM = 12
 

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal, norm
 
 from estimation.synthetic import random_store, random_subsets
 from hf_tasksel import SubsetEstimator
-from hf_tasksel.errors import DataError
+from hf_tasksel.core.errors import DataError
 from hf_tasksel.estimation import calibration
 from hf_tasksel.estimation.calibration import Calibration
 

@@ -12,10 +12,10 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from estimation.synthetic import random_columns
-from hf_tasksel.errors import ConfigError, DataError, StoreError
+from hf_tasksel.core.errors import ConfigError, DataError, StoreError
 from hf_tasksel.estimation.estimator import SubsetEstimator
-from hf_tasksel.gradients.store import GradientStore
-from hf_tasksel.gradients.store_writer import StoreWriter
+from hf_tasksel.gradients.store.reader import GradientStore
+from hf_tasksel.gradients.store.writer import StoreWriter
 
 TASKS = ["a", "b", "c"]
 DIM = 6

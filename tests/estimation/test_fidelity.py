@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from hf_tasksel.errors import DataError
+from hf_tasksel.core.errors import DataError
 from hf_tasksel.estimation.fidelity import measure_fidelity
 
 TRUE = np.asarray([1.0, 1.2, 0.9, 1.5, 1.1, 1.4, 0.8, 1.3])

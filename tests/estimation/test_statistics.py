@@ -8,10 +8,10 @@ import torch
 
 from estimation.synthetic import random_columns, random_store
 from hf_tasksel import SubsetEstimator
-from hf_tasksel.errors import DataError
+from hf_tasksel.core.errors import DataError
 from hf_tasksel.estimation import statistics
 from hf_tasksel.estimation.statistics import dev_statistics, loss_statistics, task_codes
-from hf_tasksel.gradients.store import GradientStore
+from hf_tasksel.gradients.store.reader import GradientStore
 
 
 @pytest.fixture

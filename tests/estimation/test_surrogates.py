@@ -9,13 +9,13 @@ from scipy.linalg import expm
 from sklearn.linear_model import LogisticRegression
 
 from estimation.synthetic import random_columns, random_store, random_subsets
-from hf_tasksel.errors import ConfigError
+from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.estimation import logistic
 from hf_tasksel.estimation.estimator import SubsetEstimator
 from hf_tasksel.estimation.exact import isometric_store
 from hf_tasksel.estimation.surrogate import weighted_sum
 from hf_tasksel.estimation.surrogates import SURROGATES, surrogate_class
-from hf_tasksel.gradients.store import GradientStore
+from hf_tasksel.gradients.store.reader import GradientStore
 
 TASKS = [f"t{i}" for i in range(5)]
 

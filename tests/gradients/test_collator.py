@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq
 
 from conftest import tiny_llama, trained_lora
-from hf_tasksel.errors import ConfigError, DataError, ModelError, NonFiniteError, StoreError
+from hf_tasksel.core.errors import ConfigError, DataError, ModelError, NonFiniteError, StoreError
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.gradients.collator import GradientCollator
 from reference import autograd_loop

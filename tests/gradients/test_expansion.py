@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from hf_tasksel.errors import ModelError
-from hf_tasksel.expansion_report import random_averaged
+from hf_tasksel.core.errors import ModelError
 from hf_tasksel.gradients.expansion import ExpansionError, measure_expansion, random_direction
+from hf_tasksel.pipeline.expansion import random_averaged
 from model_zoo import collate, lora_model, sample_rows
 from reference import sample_objective
 

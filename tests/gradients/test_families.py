@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hf_tasksel.errors import DataError, ModelError
+from hf_tasksel.core.errors import DataError, ModelError
 from hf_tasksel.gradients.collator import GradientCollator
 from model_zoo import (
     DECODERS,

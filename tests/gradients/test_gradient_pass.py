@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gradient_worker
 from hf_tasksel import GradientStore
-from hf_tasksel.errors import ConfigError, ModelError
+from hf_tasksel.core.errors import ConfigError, ModelError
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.gradients.samples import plan_batches
 from model_zoo import lora_model

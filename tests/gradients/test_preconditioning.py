@@ -8,7 +8,7 @@ import torch
 
 from gradient_worker import tokenized_rows
 from hf_tasksel import GradientCollator, TaskSelectionConfig, TaskSelectionTrainer
-from hf_tasksel.errors import ConfigError, ModelError
+from hf_tasksel.core.errors import ConfigError, ModelError
 from hf_tasksel.gradients.per_sample import trainable_shapes
 from hf_tasksel.gradients.preconditioning import MOMENTS_FILE, load_second_moments
 from model_zoo import collate, lora_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_tasksel.errors import ConfigError
+from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.gradients.collator import GradientCollator
 from hf_tasksel.gradients.projection import PROJECTIONS, make_projection
 from model_zoo import collate, lora_model, sample_rows

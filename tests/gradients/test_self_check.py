@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradient_worker
-from hf_tasksel.errors import ModelError
+from hf_tasksel.core.errors import ModelError
 from hf_tasksel.gradients import per_sample, self_check
 from hf_tasksel.gradients.collator import GradientCollator
 from hf_tasksel.gradients.samples import SampleTable

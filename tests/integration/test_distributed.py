@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 import fsdp_worker
 from conftest import small_run
-from hf_tasksel import GradientStore, SelectionResult, pipeline
-from hf_tasksel.config import RunConfig
-from hf_tasksel.run_context import Run
+from hf_tasksel import GradientStore, SelectionResult
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline.context import Run
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "recipes" / "accelerate_configs"
 FILES = ("meta/adapter_model", "meta/checkpoint-3/adapter_model", "meta/checkpoint-3/second_moments")

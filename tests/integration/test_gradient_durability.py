@@ -17,7 +17,7 @@ import pytest
 
 import gradient_worker
 from hf_tasksel import GradientStore
-from hf_tasksel.errors import StoreError
+from hf_tasksel.core.errors import StoreError
 from model_zoo import lora_model
 
 Start = Callable[..., Any]

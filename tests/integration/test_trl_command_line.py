@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_tasksel import SelectionResult, cli
-from hf_tasksel.config import RunConfig
-from hf_tasksel.errors import ConfigError
-from hf_tasksel.trl_export import trl_row, trl_settings
+from hf_tasksel import SelectionResult
+from hf_tasksel.cli import main as cli
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.errors import ConfigError
+from hf_tasksel.pipeline.export import trl_row, trl_settings
 
 
 def test_trl_sft_trains_on_the_exported_selection_as_our_fine_tune_does(run_values, tmp_path, capsys):

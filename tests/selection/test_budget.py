@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hf_tasksel.errors import ConfigError
+from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.selection.budget import allocate_budget, rounded
 
 SAMPLES = np.asarray([20, 30, 40, 50, 60])

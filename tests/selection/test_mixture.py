@@ -11,9 +11,9 @@ import yaml
 from scipy.optimize import minimize
 from trl import DatasetMixtureConfig, get_dataset
 
-from hf_tasksel.errors import ConfigError, TaskSelectionError
+from hf_tasksel.core.errors import ConfigError, TaskSelectionError
 from hf_tasksel.estimation.estimator import SubsetEstimator
-from hf_tasksel.gradients.store import GradientStore
+from hf_tasksel.gradients.store.reader import GradientStore
 from hf_tasksel.selection.greedy import forward_selection
 from hf_tasksel.selection.mixture import MixtureResult, optimize_mixture
 from hf_tasksel.selection.simplex import capped, minimize_on_simplex

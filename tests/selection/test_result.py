@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from trl import DatasetMixtureConfig, get_dataset
 from trl.scripts.utils import TrlParser
 
-from hf_tasksel.errors import ConfigError, TaskSelectionError
+from hf_tasksel.core.errors import ConfigError, TaskSelectionError
 from hf_tasksel.estimation.estimator import SubsetEstimator
-from hf_tasksel.gradients.store import GradientStore
-from hf_tasksel.plots import draw_effects
+from hf_tasksel.gradients.store.reader import GradientStore
+from hf_tasksel.report.plots import draw_effects
 from hf_tasksel.selection import dataset_mixture as trl_format
 from hf_tasksel.selection.result import SelectionResult
 from hf_tasksel.selection.search import SEARCHES

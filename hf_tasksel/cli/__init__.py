@@ -1,0 +1,1 @@
+"""The command line. `python -m hf_tasksel.cli` is what launchers start."""

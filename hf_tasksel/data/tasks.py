@@ -1,0 +1,286 @@
+"""Named tasks: from files, Hub or in-memory datasets to one training set and the target's dev and test rows."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
+
+from ..config.run_config import RunConfig, TargetConfig
+from ..core.errors import ConfigError, DataError, did_you_mean
+from .formatting import row_key, tokenize_rows
+from .sources import format_config, load_entry, load_rows, sample_rows, task_entries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class DataReport:
+    """What was done to the data on the way: shown, and kept in run.json, so that nothing is lost in silence."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    empty_completions: dict[str, int] = field(default_factory=dict)
+    leaked: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return one sentence for each thing that a user should know."""
+        dropped = [f"{n} rows of {t!r} without a completion were left out" for t, n in self.empty_completions.items()]
+        leaked = [f"{n} rows of {t!r} were left out: they are also target rows" for t, n in self.leaked.items()]
+        long = [
+            f"{n} rows of {t!r} fill max_length: what is longer loses its beginning" for t, n in self.truncated.items()
+        ]
+        return dropped + leaked + long
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """The data of one run: training rows of all tasks, dev and test rows of the target.
+
+    Each dataset has the canonical text columns of `formatting`, `task` (a ClassLabel) and `sample_idx` (unique over
+    all three, in the order train, dev, test).
+    """
+
+    train: Dataset
+    dev: Dataset
+    test: Dataset
+    target: str
+    report: DataReport
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks that can be selected, in the order of their ids."""
+        return task_names(self.train)
+
+
+def task_names(dataset: Dataset) -> list[str]:
+    """Return the names behind the `task` column of a combined dataset, leaving out those without rows."""
+    present = set(dataset.unique("task"))
+    return [name for i, name in enumerate(dataset.features["task"].names) if i in present]
+
+
+def combine_tasks(
+    tasks: Dataset | DatasetDict | Mapping[str, Dataset], names: list[str] | None = None, first_idx: int = 0
+) -> Dataset:
+    """Join named tasks into one dataset with the columns `task` (ClassLabel) and `sample_idx`.
+
+    Args:
+        tasks: a mapping of task name to rows, or one dataset that has a `task` column.
+        names: class names of the `task` column; by default the names that occur, in order.
+        first_idx: `sample_idx` of the first row.
+
+    Raises:
+        DataError: for an empty task, a task of unknown name, or tasks whose columns differ.
+    """
+    if isinstance(tasks, Dataset) and not len(tasks):
+        raise DataError("a dataset without rows was given: leave it out, or give it rows")
+    combined = label_tasks(tasks, names) if isinstance(tasks, Dataset) else join_tasks(tasks, names)
+    if "sample_idx" in combined.column_names:
+        if len(combined.unique("sample_idx")) < len(combined):
+            raise DataError("sample_idx occurs twice: remove the column, and rows are numbered anew")
+        return combined
+    return combined.add_column("sample_idx", np.arange(first_idx, first_idx + len(combined)))
+
+
+def label_tasks(dataset: Dataset, names: list[str] | None) -> Dataset:
+    """Give one dataset a ClassLabel `task` column; without the column, all rows are one task named `train`."""
+    if "task" not in dataset.column_names:
+        dataset = dataset.add_column("task", ["train"] * len(dataset))
+    feature = dataset.features["task"]
+    if isinstance(feature, ClassLabel) and names in (None, feature.names):
+        return dataset
+    values = [feature.int2str(v) for v in dataset["task"]] if isinstance(feature, ClassLabel) else dataset["task"]
+    names = names or list(dict.fromkeys(str(v) for v in values))
+    unknown = sorted({str(v) for v in values} - set(names))
+    if unknown:
+        raise DataError(f"task {unknown[0]!r} is not one of the known tasks {names}")
+    labels = ClassLabel(names=names)
+    column = labels.str2int([str(v) for v in values])
+    return dataset.remove_columns("task").add_column("task", column, feature=labels)
+
+
+def join_tasks(tasks: Mapping[str, Dataset], names: list[str] | None) -> Dataset:
+    """Concatenate a mapping of tasks, checking that none is empty and that their columns agree."""
+    if not tasks:
+        raise DataError("there is no task: give at least one")
+    labels = ClassLabel(names=names or list(tasks))
+    known = set(labels.names)
+    first_name, first = next(iter(tasks.items()))
+    parts = []
+    for name, rows in tasks.items():
+        if len(rows) == 0:
+            raise DataError(f"task {name!r} is empty: remove it or give it rows")
+        if name not in known:
+            raise DataError(f"task {name!r} is not one of the known tasks {labels.names}")
+        if set(rows.column_names) != set(first.column_names):
+            raise DataError(
+                f"tasks must have the same columns, but {first_name!r} has {sorted(first.column_names)} and {name!r} "
+                f"has {sorted(rows.column_names)}"
+            )
+        parts.append(rows.remove_columns("task") if "task" in rows.column_names else rows)
+    column = np.repeat(labels.str2int(list(tasks)), [len(part) for part in parts])
+    try:
+        return concatenate_datasets(parts).add_column("task", column, feature=labels)
+    except ValueError as error:
+        for name, part in zip(tasks, parts, strict=True):
+            for key in first.column_names:
+                if key != "task" and part.features[key] != parts[0].features[key]:
+                    raise DataError(
+                        f"tasks must have the same columns, but {key!r} is {parts[0].features[key]} in {first_name!r} "
+                        f"and {part.features[key]} in {name!r}"
+                    ) from error
+        raise
+
+
+def load_tasks(config: RunConfig) -> TaskSplits:
+    """Read, format and split everything a run configuration names.
+
+    Raises:
+        ConfigError: when an entry cannot be understood.
+        DataError: for a file that cannot be read, a missing column, an empty task, a target without dev rows, or
+            training rows that are also target dev or test rows (unless `target.leakage` is `drop`).
+    """
+    report = DataReport()
+    tasks: dict[str, Dataset] = {}
+    for entry_name, entry in task_entries(config.tasks).items():
+        for name, rows in load_entry(entry_name, entry, config.seed).items():
+            if name in tasks:
+                raise ConfigError(f"two tasks are called {name!r}, one of them from tasks.{entry_name}: rename one")
+            tasks[name] = drop_empty(rows, name, report)
+    dev, test = split_target(tasks, config.target, config.seed, report)
+    find_leakage(tasks, dev, test, config.target, report)
+    report.rows = {name: len(rows) for name, rows in tasks.items()}
+    names = list(tasks)
+    train = combine_tasks(tasks, names)
+    target_names = names if config.target.task in names else [*names, config.target.task]
+    dev = combine_tasks({config.target.task: dev}, target_names, first_idx=len(train))
+    test = combine_tasks({config.target.task: test}, target_names, first_idx=len(train) + len(dev))
+    return TaskSplits(train, dev, test, config.target.task, report)
+
+
+def drop_empty(rows: Dataset, task: str, report: DataReport) -> Dataset:
+    """Leave out rows without a completion, and count them.
+
+    Raises:
+        DataError: when nothing is left.
+    """
+    keep = [i for i, completion in enumerate(rows["completion"]) if completion.strip()]
+    if not keep:
+        raise DataError(
+            f"task {task!r} is empty: none of its {len(rows)} rows has a completion to learn; "
+            "remove it, or map the right column with `columns`"
+        )
+    if len(keep) < len(rows):
+        report.empty_completions[task] = len(rows) - len(keep)
+        return rows.select(keep)
+    return rows
+
+
+def split_target(
+    tasks: dict[str, Dataset], target: TargetConfig, seed: int, report: DataReport
+) -> tuple[Dataset, Dataset]:
+    """Return the target's dev and test rows, and put what is left of it into `tasks` (or take it out of them)."""
+    rows = target_rows(tasks, target, seed, report)
+    dev = ready_rows(target, target.dev_dataset, target.dev_split, target.dev_samples, seed, report)
+    test = ready_rows(target, target.test_dataset, target.test_split, target.test_samples, seed, report)
+    wanted_dev = 0 if dev is not None else target.dev_samples
+    wanted_test = 0 if test is not None else (target.test_samples or target.dev_samples)
+    available = 0 if rows is None else len(rows)
+    if available < wanted_dev + wanted_test:
+        raise DataError(
+            f"target {target.task!r} has {available} rows, fewer than the {wanted_dev} dev and {wanted_test} "
+            f"test rows "
+            "wanted: lower target.dev_samples and target.test_samples, or give dev_dataset and test_dataset"
+        )
+    if rows is not None:
+        order = np.random.default_rng([seed, zlib.crc32(target.task.encode())]).permutation(len(rows))
+        dev = rows.select(np.sort(order[:wanted_dev])) if dev is None else dev
+        test = rows.select(np.sort(order[wanted_dev : wanted_dev + wanted_test])) if test is None else test
+        rest = np.sort(order[wanted_dev + wanted_test :])
+        if target.include_in_training and len(rest):
+            tasks[target.task] = rows.select(rest)
+    assert dev is not None
+    assert test is not None
+    if len(dev) == 0:
+        raise DataError(f"target {target.task!r} has no dev rows: set target.dev_samples to at least 1")
+    if not tasks:
+        raise DataError("there is no task to select from besides the target's dev and test rows")
+    return dev, test
+
+
+def target_rows(tasks: dict[str, Dataset], target: TargetConfig, seed: int, report: DataReport) -> Dataset | None:
+    """Return the rows that the target's splits are cut from, or None when both splits come from elsewhere."""
+    if target.dataset is not None:
+        if target.task in tasks:
+            raise DataError(
+                f"target {target.task!r} is also a task: leave target.dataset out to split that task's rows"
+            )
+        rows = drop_empty(format_config(load_rows(target, target.task), target, target.task), target.task, report)
+        return sample_rows(rows, target.max_samples, seed, target.task)
+    if target.task in tasks:
+        return tasks.pop(target.task)
+    if (target.dev_dataset or target.dev_split) and (target.test_dataset or target.test_split):
+        return None
+    raise DataError(
+        f"target {target.task!r} is not one of the tasks{did_you_mean(target.task, tasks)} and has no dataset: "
+        "give target.dataset, or target.dev_dataset and target.test_dataset"
+    )
+
+
+def ready_rows(
+    target: TargetConfig, dataset: str | None, split: str | None, count: int | None, seed: int, report: DataReport
+) -> Dataset | None:
+    """Load a ready-made dev or test set of the target, or return None when there is none."""
+    if dataset is None and split is None:
+        return None
+    source = replace(target, dataset=dataset or target.dataset, split=split or target.split)
+    rows = drop_empty(format_config(load_rows(source, target.task), source, target.task), target.task, report)
+    return sample_rows(rows, count, seed, target.task)
+
+
+def find_leakage(
+    tasks: dict[str, Dataset], dev: Dataset, test: Dataset, target: TargetConfig, report: DataReport
+) -> None:
+    """Find training rows that are exactly target dev or test rows; drop them or raise, as `target.leakage` says."""
+    held_out = {row_key(row) for split in (dev, test) for row in split}
+    for name, rows in list(tasks.items()):
+        keep = [i for i, row in enumerate(rows) if row_key(row) not in held_out]
+        if len(keep) < len(rows):
+            report.leaked[name] = len(rows) - len(keep)
+            tasks[name] = rows.select(keep)
+            if not keep and target.leakage == "drop":
+                raise DataError(f"task {name!r} is empty: all its rows are also target dev or test rows")
+    if report.leaked and target.leakage == "error":
+        name, count = next(iter(report.leaked.items()))
+        raise DataError(
+            f"task {name!r} has {count} rows that are also dev or test rows of the target {target.task!r}: "
+            "remove them, or set target.leakage to 'drop'"
+        )
+
+
+def tokenize_splits(
+    splits: TaskSplits, tokenizer: PreTrainedTokenizerBase, max_length: int, is_encoder_decoder: bool
+) -> dict[str, Dataset]:
+    """Return `train`, `dev` and `test` rows as tokens; training rows that are cut off are counted in the report."""
+    parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    encoded = {name: tokenize_rows(rows, tokenizer, max_length, is_encoder_decoder) for name, rows in parts.items()}
+    splits.report.truncated = count_truncated(encoded["train"], max_length)
+    return encoded
+
+
+def count_truncated(tokenized: Dataset, max_length: int) -> dict[str, int]:
+    """Return, per task, how many tokenized rows are as long as `max_length` allows."""
+    full = np.asarray([len(ids) >= max_length for ids in tokenized["input_ids"]])
+    tasks = np.asarray(tokenized["task"])[full]
+    names = tokenized.features["task"].names
+    return {names[task]: int((tasks == task).sum()) for task in np.unique(tasks)}
+
+
+def report_dict(report: DataReport) -> dict[str, dict[str, int]]:
+    """Return the report as plain values for run.json."""
+    return asdict(report)

@@ -1,0 +1,109 @@
+"""`hf-tasksel verify`: true fine-tunes of a few subsets against their estimates, and what trust they deserve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from ..core.files import write_json
+from ..estimation.comparison import VERIFICATION_FILE, Verification, compare
+from ..estimation.estimator import SubsetEstimator, random_halves
+from ..estimation.fidelity import plot_fidelity
+from ..records.estimates_table import write_verified
+from ..records.estimator import calibrate_from_folder, true_losses
+from ..records.evaluation_rows import EVALUATION_FILE
+from ..report.publish import keep_html_report, write_report
+from ..selection.result import SelectionResult
+from .context import Run
+from .stages import fit_estimator, select
+from .true_runs import true_runs
+
+CHOICES = ("random", "unsure")
+FIRST_SEED = 1  # the run itself uses its own seed; these are independent of it
+
+
+def verify(
+    run: Run, count: int = 20, *, seeds: int = 1, processes: int | None = None, choose: str = "random"
+) -> Verification:
+    """Really fine-tune some subsets, and compare.
+
+    What was trained before is used again: more subsets or seeds only add fine-tunes. The estimates of the run are
+    calibrated with all of them from then on (`run_estimator.calibrate_from_folder`); the figures are about the subsets
+    of this call.
+
+    Args:
+        run: a run; stages that are missing are done first.
+        count: how many subsets, at least 3.
+        seeds: fine-tunes of each; two or more also measure the noise ceiling.
+        processes: fine-tunes at the same time; see `true_runs`.
+        choose: `random` subsets of a quarter, a half and three quarters of the tasks, which is what fidelity should be
+            measured on, or `unsure`: the selection and its nearest rivals, which is what the decision hangs on.
+
+    Raises:
+        ConfigError: for fewer than 3 subsets, no seed, or an unknown choice.
+    """
+    if count < 3 or seeds < 1 or choose not in CHOICES:
+        raise ConfigError(f"verify needs at least 3 subsets, 1 seed, and a choice of {list(CHOICES)}")
+    selection = select(run)
+    estimator = fit_estimator(run)
+    calibrate_from_folder(estimator, run.output_dir, run.config)
+    chosen = (
+        random_subsets(estimator.task_names_, count) if choose == "random" else rivals(estimator, selection, count)
+    )
+    runs = true_runs(run, chosen, range(FIRST_SEED, FIRST_SEED + seeds), processes=processes)
+    subsets = [same[0].tasks for same in runs]
+    earlier = zip(*true_losses(run.output_dir, run.config), strict=True)
+    others = [(tasks, losses) for tasks, losses in earlier if tasks not in subsets]
+    result = compare(
+        estimator,
+        subsets,
+        [[r.dev_loss for r in same] for same in runs],
+        ([tasks for tasks, _ in others], [losses for _, losses in others]),
+    )
+    write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
+    write_verified(run.output_dir, result)
+    plot_fidelity(result.calibrated, result.true_losses, run.output_dir / "plots" / "fidelity.png")
+    if (run.output_dir / "final" / EVALUATION_FILE).is_file():  # card and pictures of a finished run show it too
+        write_report(run.config, run.output_dir, SelectionResult.load(run.output_dir / "final"))
+    keep_html_report(run.output_dir, run.say)
+    return result
+
+
+def random_subsets(tasks: Sequence[str], count: int, seed: int = 0) -> list[list[str]]:
+    """Return different random subsets of a quarter, a half and three quarters of the tasks in turn.
+
+    Raises:
+        ConfigError: when there are not so many.
+    """
+    rng, found = np.random.default_rng(seed), []
+    for attempt in range(100 * count):
+        size = max(1, round((0.25, 0.5, 0.75)[attempt % 3] * len(tasks)))
+        subset = [tasks[i] for i in sorted(rng.choice(len(tasks), size, replace=False).tolist())]
+        if subset not in found:
+            found.append(subset)
+        if len(found) == count:
+            return found
+    raise ConfigError(
+        f"{len(tasks)} tasks have no {count} different subsets of a quarter, a half and three quarters of them, about "
+        f"{len(found)}: ask for fewer"
+    )
+
+
+def rivals(estimator: SubsetEstimator, selection: SelectionResult, count: int) -> list[list[str]]:
+    """Return the subsets where the selection's decision is least sure, the selection itself first.
+
+    Candidates differ from the selection in one task, or are on its search path, or are random halves; the least sure
+    are those whose estimates lie nearest to the selection's, measured in standard deviations.
+    """
+    names = estimator.task_names_
+    flips = [set(selection.selected) ^ {name} for name in names]
+    halves = [{names[i] for i in np.flatnonzero(row)} for row in random_halves(len(names))]
+    candidates = [*flips, *(set(step.tasks) for step in selection.path), *halves]
+    unique = list(dict.fromkeys(tuple(n for n in names if n in c) for c in candidates if c))
+    unique = [u for u in unique if set(u) != set(selection.selected)]
+    mean, std = estimator.predict_difference(unique, [selection.selected] * len(unique))
+    doubt = np.abs(mean) / (std + 1e-12)
+    order = np.argsort(doubt, kind="stable")[: count - 1]
+    return [selection.selected, *(list(unique[i]) for i in order)]

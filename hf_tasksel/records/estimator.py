@@ -1,0 +1,119 @@
+"""The estimator of a run: fitted to its stores, calibrated with its true fine-tunes; needs no model library."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config.run_config import RunConfig
+from ..core.errors import ConfigError
+from ..core.files import read_json
+from ..core.fingerprints import value_fingerprint
+from ..estimation.comparison import TRUTH_FOLDER, calibrate_with, cross_calibrated
+from ..estimation.estimator import SubsetEstimator
+from .stores import checkpoint_steps, run_stores
+
+BEST = "best"
+
+
+def fit_run_estimator(
+    output_dir: Path,
+    config: RunConfig,
+    *,
+    checkpoint: Any = None,
+    surrogate: str | None = None,
+    regularization: float | None = None,
+) -> SubsetEstimator:
+    """Fit an estimator to a run's stores; what is None is as the configuration says.
+
+    Args:
+        output_dir: the run's folder.
+        config: its configuration.
+        checkpoint: a kept meta checkpoint, `average`, or `best`: the one that predicts the run's true fine-tunes best.
+        surrogate, regularization: see `SubsetEstimator`.
+
+    Raises:
+        ConfigError: for a checkpoint that was not kept, and for `best` without true fine-tunes.
+        StoreError: when a store is missing or unfinished.
+    """
+    options = config.estimator
+    estimator = SubsetEstimator(
+        surrogate or options.surrogate,
+        options.regularization if regularization is None else regularization,
+        config.budget,
+        config.relative_steps,
+        options.device,
+    )
+    checkpoint = checkpoint or config.checkpoint
+    if checkpoint == BEST:
+        checkpoint = best_checkpoint(output_dir, estimator, config)
+    return estimator.fit(run_stores(output_dir, checkpoint), config.target.task)
+
+
+def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, config: RunConfig) -> str:
+    """Return the kept checkpoint (or `average`) whose calibrated estimates predict true fine-tunes best.
+
+    Each is judged by the errors of leave-one-subset-out predictions; see `surely_best`.
+
+    Raises:
+        ConfigError: when the run has no true fine-tunes.
+    """
+    subsets, losses = true_losses(output_dir, config)
+    if len(subsets) < 2:
+        raise ConfigError(
+            f"checkpoint 'best' needs true fine-tunes, and {output_dir} has none: run `hf-tasksel verify` first"
+        )
+    errors = {}
+    for name in [*checkpoint_steps(output_dir), "average"]:
+        estimator.fit(run_stores(output_dir, name), config.target.task)
+        mean, _ = cross_calibrated(estimator, subsets, losses)
+        errors[name] = np.abs(mean - [np.mean(same) for same in losses])
+    return surely_best(errors)
+
+
+def surely_best(errors: Mapping[str, np.ndarray]) -> str:
+    """Return the name with the least mean error where that is clear, and the first name otherwise.
+
+    Clear is a gain over the first of twice its standard error: the least of several means over a few runs is mostly
+    luck (docs/decisions.md).
+
+    Args:
+        errors: name -> (k,) errors of the same k predictions.
+    """
+    first, best = next(iter(errors)), min(errors, key=lambda name: errors[name].mean())
+    gain = errors[first] - errors[best]
+    return best if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)) else first
+
+
+def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path, config: RunConfig) -> int:
+    """Calibrate a run's estimator with its true fine-tunes; returns their number."""
+    subsets, losses = true_losses(output_dir, config)
+    calibrate_with(estimator, subsets, losses)
+    return sum(map(len, losses))
+
+
+def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], list[list[float]]]:
+    """Return the subsets that were really fine-tuned with a run's settings, and for each its dev losses by seed.
+
+    Fine-tunes on drawn rows (mixtures, budgets), or with other settings, are left alone, and it is said when there are
+    no others.
+    """
+    settings = value_fingerprint(config.true_run_settings)
+    runs = [read_json(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
+    runs = [run for run in runs if run.get("drawn") is None]
+    mine = [run for run in runs if run.get("settings") == settings]
+    if runs and not mine:
+        warnings.warn(
+            f"the {len(runs)} true fine-tunes in {output_dir / TRUTH_FOLDER} were made with other settings and do not "
+            "calibrate these estimates: run `hf-tasksel verify` again",
+            stacklevel=2,
+        )
+    found: dict[tuple[str, ...], dict[int, float]] = {}
+    for run in mine:
+        found.setdefault(tuple(run["tasks"]), {})[run["seed"]] = run["dev_loss"]
+    subsets = sorted(found)
+    return [list(s) for s in subsets], [[found[s][seed] for seed in sorted(found[s])] for s in subsets]

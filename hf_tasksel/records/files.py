@@ -1,0 +1,99 @@
+"""What the files of a run's folder say, read all at once; whatever is not there yet is None or empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ..core.files import read_json
+from ..estimation.comparison import VERIFICATION_FILE, Verification
+from ..estimation.fidelity import Fidelity
+from ..selection.analysis.grouping import TaskAffinity
+from ..selection.result import SELECTION_FILE, SelectionResult
+from .affinity import AFFINITY_FILE
+from .estimates_table import ESTIMATES_FILE
+from .evaluation_rows import EVALUATION_FILE, EvaluationRow
+from .loss_curves import LossCurves, read_log
+from .record import read_record
+
+
+@dataclass(frozen=True, eq=False)
+class RunFiles:
+    """The evidence of one run.
+
+    Attributes:
+        folder: the run's folder.
+        run: `run.json`: stages, configuration, versions, data.
+        selection: what was chosen.
+        rows: the evaluation table; empty before the fine-tune.
+        measured_tasks: the tasks that `rows` call the selection; they differ from the selection where that was made
+            again since.
+        verification: estimates against true fine-tunes.
+        expansion: the rows of `expansion.json`, see `ExpansionError`.
+        affinity: which tasks help each other.
+        estimates: the rows of `estimates.parquet`.
+        meta_curves: losses of meta training.
+        fine_tune_curves: `all tasks` and `selection` -> losses of the fine-tune.
+    """
+
+    folder: Path
+    run: dict[str, Any]
+    selection: SelectionResult | None
+    rows: list[EvaluationRow]
+    measured_tasks: list[str]
+    verification: Verification | None
+    expansion: list[dict[str, Any]]
+    affinity: TaskAffinity | None
+    estimates: list[dict[str, Any]]
+    meta_curves: LossCurves | None
+    fine_tune_curves: dict[str, LossCurves]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the selection was made again since the fine-tune that `rows` measured."""
+        return bool(self.rows and self.selection and set(self.measured_tasks) != set(self.selection.selected))
+
+
+def read_run(folder: str | Path) -> RunFiles:
+    """Read a run's folder.
+
+    Raises:
+        TaskSelectionError: when it is not the folder of a run, or one of its files cannot be read.
+    """
+    folder = Path(folder)
+    run = read_record(folder)
+    tasks = list(run.get("data", {}).get("rows", {}))
+    logs = {"all tasks": folder / "compare" / "all-tasks", "selection": folder / "final"}
+    curves = {name: read_log(path / "training_log.json") for name, path in logs.items()}
+    affinity = optional(folder / AFFINITY_FILE)
+    verification = optional(folder / VERIFICATION_FILE)
+    return RunFiles(
+        folder=folder,
+        run=run,
+        selection=SelectionResult.load(folder) if (folder / SELECTION_FILE).is_file() else None,
+        rows=[EvaluationRow(**row) for row in optional(folder / "final" / EVALUATION_FILE) or []],
+        measured_tasks=run["stages"].get("final", {}).get("settings", {}).get("selected", []),
+        verification=verification and read_verification(verification),
+        expansion=(optional(folder / "expansion.json") or {}).get("errors", []),
+        affinity=affinity and TaskAffinity.from_dict(affinity),
+        estimates=pq.read_table(folder / ESTIMATES_FILE).to_pylist() if (folder / ESTIMATES_FILE).is_file() else [],
+        meta_curves=read_log(folder / "meta" / "meta.json", tasks),
+        fine_tune_curves={name: found for name, found in curves.items() if found is not None},
+    )
+
+
+def optional(path: Path) -> Any:
+    """Read a JSON file, or None when there is none."""
+    return read_json(path) if path.is_file() else None
+
+
+def read_verification(values: dict[str, Any]) -> Verification:
+    """Rebuild what `Verification.to_dict` gave."""
+    known = {f.name for f in fields(Fidelity)}
+    arguments: dict[str, Any] = {f.name: values[f.name] for f in fields(Verification)}
+    for name in ("first_order", "after_calibration"):
+        arguments[name] = Fidelity(**{key: value for key, value in values[name].items() if key in known})
+    return Verification(**arguments)

@@ -1,0 +1,104 @@
+"""What a finished run shows: card, plots and evidence in `final/`, and the closing table."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config.run_config import RunConfig
+from ..core.distributed import distributed_rank
+from ..core.files import read_json, write_json
+from ..data.sources import is_hub_dataset, used_datasets
+from ..estimation.comparison import VERIFICATION_FILE
+from ..records.estimator import fit_run_estimator
+from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow
+from ..records.record import REPORT_FILE, RUN_FILE, versions, without_folders
+from ..selection.result import SELECTION_FILE, SelectionResult
+from .card import CardInfo, write_card
+from .hub import ADAPTER_CONFIG, dataset_licences, push
+from .page.page import write_html_report
+from .plots import plot_evaluation, plot_selection
+
+
+def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult) -> None:
+    """Write plots into `plots/` and gather card, plots, selection and run record in `final/`, ready to push."""
+    plots, final = output_dir / "plots", output_dir / "final"
+    rows = measured_rows(output_dir)
+    plot_selection(selection, plots / "selection.png", config.task_notes)
+    plot_evaluation(rows, plots / "evaluation.png")
+    shutil.copytree(plots, final / "plots", dirs_exist_ok=True)
+    selection.save(final / SELECTION_FILE)
+    write_json(final / RUN_FILE, without_folders(read_json(output_dir / RUN_FILE)))
+    write_card(final, card_info(config, output_dir, selection, rows))
+
+
+def measured_rows(output_dir: Path) -> list[EvaluationRow]:
+    """Read the evaluation table of a finished run."""
+    return [EvaluationRow(**row) for row in read_json(output_dir / "final" / EVALUATION_FILE)]
+
+
+def keep_html_report(output_dir: Path, say: Callable[[str], None]) -> None:
+    """Bring `report.html` up to date on the first rank.
+
+    What fails here is said and stops nothing: stages are done and on record, and only a page about them is missing.
+    """
+    if distributed_rank()[0] != 0:
+        return
+    try:
+        write_html_report(output_dir)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            (output_dir / REPORT_FILE).unlink()  # better none than one of an earlier state
+        say(f"{REPORT_FILE} could not be written, results are not affected: {type(error).__name__}: {error}")
+
+
+def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:
+    """Collect what the model card says; licences are looked up only when pushing, which needs the Hub anyway."""
+    used = used_datasets(config, selection.selected)
+    on_hub = [name for name in used if is_hub_dataset(name)]
+    target = config.target.test_dataset or config.target.dataset or ""
+    adapter = read_json(output_dir / "final" / ADAPTER_CONFIG)
+    verified = output_dir / VERIFICATION_FILE
+    return CardInfo(
+        base_model=config.model_name_or_path,
+        selection=selection,
+        rows=rows,
+        datasets=dict.fromkeys(on_hub),
+        local_files=len(used) - len(on_hub),
+        target_dataset=target if is_hub_dataset(target) else None,
+        repo_id=config.hub.repo_id or "THIS_REPO",
+        is_encoder_decoder=adapter["task_type"] == "SEQ_2_SEQ_LM",
+        verification=read_json(verified) if verified.is_file() else None,
+        task_notes=config.task_notes,
+        versions=versions(),
+        command="hf-tasksel run config.yaml",
+        config_yaml=yaml.safe_dump(without_folders(config.to_dict()), sort_keys=False, allow_unicode=True),
+    )
+
+
+def push_final(config: RunConfig, output_dir: Path) -> list[str]:
+    """Push `final/`, and the gradient stores where they are wanted, to the Hub as the configuration says.
+
+    Returns:
+        The addresses of the commits or pull requests, the model's first.
+
+    Raises:
+        TaskSelectionError: as in `hub.push`.
+    """
+    hub, final = config.hub, output_dir / "final"
+    info = card_info(config, output_dir, SelectionResult.load(final), measured_rows(output_dir))
+    write_card(final, replace(info, datasets=dataset_licences([*info.datasets])))
+    options: dict[str, Any] = {"private": hub.private, "revision": hub.revision, "create_pr": hub.create_pr}
+    addresses = [push(final, hub.repo_id or output_dir.name, **options)]
+    if hub.store_repo_id:
+        stores = fit_run_estimator(output_dir, config).stores_
+        for store in stores:
+            name = hub.store_repo_id if len(stores) == 1 else f"{hub.store_repo_id}-{store.path.name}"
+            addresses.append(store.push_to_hub(name, **options))
+    return addresses
