@@ -24,13 +24,13 @@ from transformers import DataCollatorForSeq2Seq
 
 from hf_tasksel import MixtureResult, SubsetEstimator, forward_selection, optimize_mixture
 from hf_tasksel.estimation.comparison import calibrate_with
+from hf_tasksel.gradients.representations import mean_pooled_representations
 from hf_tasksel.pipeline import stages as pipeline
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.true_runs import TrueRun, true_runs
 from hf_tasksel.records.record import versions
 from hf_tasksel.report.plots import BLUE, GREY, ORANGE, save, tidy
 from hf_tasksel.selection.analysis.baselines import BASELINES, BaselineData
-from hf_tasksel.selection.analysis.representations import mean_pooled_representations
 from hf_tasksel.training.models import load_base
 
 SEEDS = (1, 2, 3)

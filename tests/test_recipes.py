@@ -23,7 +23,7 @@ from hf_tasksel.data import sources as task_sources
 from hf_tasksel.data import tasks
 from hf_tasksel.data.sources import used_datasets
 from hf_tasksel.pipeline import plan as planning
-from hf_tasksel.training.arguments import fine_tuning_arguments, meta_arguments
+from hf_tasksel.pipeline.arguments import fine_tuning_arguments, meta_arguments
 from hf_tasksel.training.models import lora_config, quantization_config
 from model_zoo import base_model
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.quiet import quiet_libraries
+from .parser import STAGES, make_parser
 
 
 def run_command(options: argparse.Namespace) -> None:
@@ -132,7 +133,6 @@ def completion(options: argparse.Namespace) -> str:
     except ImportError:
         raise ConfigError("completion needs shtab: pip install shtab") from None
     from ..config.run_config import dotted_keys
-    from .main import STAGES, make_parser
 
     parser = make_parser()
     commands: dict[str, argparse.ArgumentParser] = next(

@@ -6,27 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, TaskSelectionError
 from ..core.quiet import quiet_libraries
-from ..core.version import __version__
+from .parser import STAGES, make_parser
 
 if TYPE_CHECKING:
     from ..pipeline.context import Run
-
-STAGES = {
-    "run": "every stage that is not done yet: meta training, gradients, selection, fine-tuning",
-    "meta-train": "multitask LoRA training of the base on all tasks",
-    "collect": "the gradient pass at each kept meta checkpoint (after meta training)",
-    "select": "estimate subsets and choose one (after the gradient pass)",
-    "fine-tune": "fine-tune the base on the selection and measure it (after selecting)",
-    "export": "the selected tasks and settings as files for TRL's own command line, trl sft (after selecting)",
-    "push": "push adapter, card and evidence to the Hub (after fine-tuning)",
-    "expansion": "measure how far the first-order expansion holds (after the gradient pass)",
-    "verify": "true fine-tunes of some subsets against their estimates: how far to trust them (after selecting)",
-    "plan": "what a run will cost; nothing is trained",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,82 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("hf-tasksel: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        prog="hf-tasksel",
-        description="Choose which tasks to fine-tune on, from one multitask training and one gradient pass.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_init(commands)
-    for name, description in STAGES.items():
-        add_stage(commands, name, description)
-    add_estimate(commands)
-    command = add_command(commands, "report", "write a run's report.html anew from its files; loads no model")
-    command.add_argument("output_dir", metavar="OUTPUT_DIR")
-    add_command(commands, "env", "versions and devices, for bug reports")
-    command = add_command(commands, "completion", "print a script that completes this command in a shell")
-    command.add_argument("shell", choices=["bash", "zsh", "tcsh"])
-    return parser
-
-
-def add_command(commands: Any, name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """Add one command."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=description, description=description, epilog=epilog, allow_abbrev=False
-    )
-    if name != "completion":
-        command.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
-        command.add_argument("--quiet", action="store_true", help="no progress bars, messages or tables")
-    return command
-
-
-def add_init(commands: Any) -> None:
-    """Describe `init`."""
-    command = add_command(commands, "init", "write a configuration from folders, files or Hub ids; asks nothing")
-    command.add_argument(
-        "sources", metavar="SOURCE", nargs="+", help="a folder, a file, or a Hub id (user/name:config)"
-    )
-    command.add_argument("--target", help="the task whose loss is to be lowered; otherwise one is taken and said")
-    command.add_argument("--model", help="the base model: a Hub id, a folder, or embedded:quickstart/base")
-    command.add_argument("--output", default="tasksel.yaml", help="the file to write (tasksel.yaml)")
-
-
-def add_stage(commands: Any, name: str, description: str) -> None:
-    """Describe a stage of a run."""
-    stage = add_command(commands, name, description, "Every key of CONFIG can be set as --dotted.key value.")
-    stage.add_argument("config", metavar="CONFIG.yaml")
-    if name == "collect":
-        stage.add_argument(
-            "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
-        )
-    if name == "verify":
-        stage.add_argument("--subsets", type=int, default=20, help="how many subsets to fine-tune (20)")
-        stage.add_argument("--seeds", type=int, default=1, help="fine-tunes of each; 2 measure the noise ceiling")
-        stage.add_argument("--processes", type=int, help="fine-tunes at the same time")
-        stage.add_argument(
-            "--choose",
-            choices=["random", "unsure"],
-            default="random",
-            help="random subsets, or the selection and its nearest rivals",
-        )
-
-
-def add_estimate(commands: Any) -> None:
-    """Describe `estimate`."""
-    description = "estimated target loss of any subsets, from a finished run's gradients; loads no model"
-    command = add_command(commands, "estimate", description)
-    command.add_argument("output_dir", metavar="OUTPUT_DIR")
-    command.add_argument(
-        "--subset", action="append", required=True, help="task names, separated by commas; repeatable"
-    )
-    command.add_argument("--checkpoint", help="a kept meta checkpoint, 'average' or 'best'; the run's own by default")
-    command.add_argument("--surrogate", help="a surrogate's name; the run's own by default")
-    command.add_argument("--regularization", type=float, help="the surrogate's regularization")
 
 
 def run_command(options: argparse.Namespace, overrides: list[str]) -> None:

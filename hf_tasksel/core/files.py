@@ -1,4 +1,4 @@
-"""Atomic files: a file is either whole or not there, also after a crash or a full disk."""
+"""Files: writing them whole or not at all, reading JSON, and finding those that come with the package."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .errors import TaskSelectionError
+
+EMBEDDED_PREFIX = "embedded:"
 
 
 @contextlib.contextmanager
@@ -54,3 +57,10 @@ def read_json(path: str | Path) -> Any:
         raise TaskSelectionError(f"{path} is not valid JSON (not UTF-8 text at byte {error.start})") from None
     except OSError as error:
         raise TaskSelectionError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def resolve_path(path: str) -> str:
+    """Turn `embedded:quickstart/...` into a path inside the installed package; leave anything else alone."""
+    if not path.startswith(EMBEDDED_PREFIX):
+        return path
+    return str(resources.files("hf_tasksel") / path[len(EMBEDDED_PREFIX) :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
 import os
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, load_dataset
 
-from ..config.run_config import RunConfig, TaskConfig, expand_files, resolve_path
 from ..core.errors import ConfigError, DataError, did_you_mean
+from ..core.files import resolve_path
 from ..core.values import build_dataclass
+from .config import DataConfig, TaskConfig
 from .formatting import format_rows
 
 FILE_LOADERS = {
@@ -55,7 +57,19 @@ def task_entries(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {n: e for n, e in entries.items() if n not in exclude and (include is None or n in include)}
 
 
-def used_datasets(config: RunConfig, tasks: Sequence[str]) -> list[str]:
+def expand_files(pattern: str) -> list[str]:
+    """Return the sorted local files that match a glob pattern.
+
+    Raises:
+        ConfigError: when nothing matches.
+    """
+    files = sorted(f for f in glob.glob(resolve_path(pattern), recursive=True) if os.path.isfile(f))
+    if not files:
+        raise ConfigError(f"tasks.from: no file matches {pattern!r} (relative to {os.getcwd()})")
+    return files
+
+
+def used_datasets(config: DataConfig, tasks: Sequence[str]) -> list[str]:
     """Return the datasets (Hub ids and files) of some tasks and of the target, in order.
 
     An entry that is cut into tasks by `task_column` counts as used.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
-from ..config.run_config import RunConfig, TargetConfig
 from ..core.errors import ConfigError, DataError, did_you_mean
+from .config import DataConfig, TargetConfig
 from .formatting import row_key, tokenize_rows
 from .sources import format_config, load_entry, load_rows, sample_rows, task_entries
 
@@ -137,7 +137,7 @@ def join_tasks(tasks: Mapping[str, Dataset], names: list[str] | None) -> Dataset
         raise
 
 
-def load_tasks(config: RunConfig) -> TaskSplits:
+def load_tasks(config: DataConfig) -> TaskSplits:
     """Read, format and split everything a run configuration names.
 
     Raises:

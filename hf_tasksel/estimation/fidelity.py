@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,20 +165,3 @@ def verdict(spearman: float, num_subsets: int, values: bool) -> str:
     if values:
         return "trust the ranking and the values"
     return "trust the ranking, not the values"
-
-
-def plot_fidelity(
-    estimates: Sequence[float] | np.ndarray, true_losses: Sequence[Any] | np.ndarray, path: str | Path
-) -> None:
-    """Draw estimated over true losses into a PNG file, with the difference of two seeds as a band.
-
-    Args:
-        estimates, true_losses: as in `measure_fidelity`.
-        path: PNG file.
-    """
-    from ..report.plots import plot_estimated_against_true
-
-    table = np.asarray(true_losses, dtype=float)
-    table = table[:, None] if table.ndim == 1 else table
-    ceiling = float(np.abs(table[:, 0] - table[:, 1]).mean()) if table.shape[1] > 1 else None
-    plot_estimated_against_true(np.asarray(estimates).tolist(), table.mean(1).tolist(), path, ceiling)

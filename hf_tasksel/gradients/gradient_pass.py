@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,9 @@ from .attached import AttachedModel, GradientBatch
 from .model import is_sharded, out_of_memory, unwrap
 from .samples import SampleTable, plan_batches
 from .self_check import check_against_autograd
+from .sketching_collator import SketchingCollator
 from .store.reader import GradientStore
 from .store.writer import StoreWriter
-
-if TYPE_CHECKING:
-    from .collator import GradientCollator
 
 COARSE = 0.01
 
@@ -57,7 +55,7 @@ class PassOptions:
 
 
 def collect_gradients(
-    collator: GradientCollator,
+    collator: SketchingCollator,
     model: torch.nn.Module,
     datasets: Mapping[str, Dataset],
     output_dir: Path,
@@ -104,7 +102,7 @@ class GradientPass:
     """
 
     def __init__(
-        self, collator: GradientCollator, attached: AttachedModel, rows: SampleTable, options: PassOptions
+        self, collator: SketchingCollator, attached: AttachedModel, rows: SampleTable, options: PassOptions
     ) -> None:
         self.collator = collator
         self.attached = attached

@@ -7,7 +7,7 @@ differ by rounding only; that batch is compared with each sample alone, where lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,7 @@ from .objective import IGNORE_INDEX, shifts_labels
 from .per_sample import PerSampleGradients, canonical_names
 from .projection import CountSketch
 from .samples import SampleTable
-
-if TYPE_CHECKING:
-    from .collator import GradientCollator
+from .sketching_collator import SketchingCollator
 
 SKETCH_DIM = 64
 # Relative errors of a parameter's gradient that rounding can explain, on the same batch and with other padding.
@@ -41,7 +39,7 @@ NEGLIGIBLE = 1e-3  # parameters below this share of the largest gradient are mea
 
 
 def check_against_autograd(
-    collator: GradientCollator, model: nn.Module, rows: SampleTable, positions: np.ndarray
+    collator: SketchingCollator, model: nn.Module, rows: SampleTable, positions: np.ndarray
 ) -> float:
     """Compare per-sample gradients with autograd's on the shortest and the longest sample, for every objective.
 
@@ -72,7 +70,7 @@ def check_against_autograd(
         ordered = ordered[: len(ordered) // 2]
 
 
-def check_pair(collator: GradientCollator, model: nn.Module, rows: SampleTable, short: int, long: int) -> float:
+def check_pair(collator: SketchingCollator, model: nn.Module, rows: SampleTable, short: int, long: int) -> float:
     """Compare the gradients of two samples, by position, and return the largest error on the same batch."""
     features = [rows.feature(short), rows.feature(long)]
     if rows.lengths[short] == rows.lengths[long]:  # padding must be tested
@@ -110,7 +108,7 @@ def without_first_token(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def gradient_sketches(
-    collator: GradientCollator, model: nn.Module, features: list[dict[str, Any]], objective: str
+    collator: SketchingCollator, model: nn.Module, features: list[dict[str, Any]], objective: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sketch the gradients of samples in three ways: by autograd each alone and by its definition, by autograd in one
     padded batch, and by the hooks in that batch.

@@ -21,8 +21,8 @@ from ..gradients.collator import GradientCollator
 from ..gradients.gradient_pass import PassOptions
 from ..records.record import RunRecord, versions
 from ..selection.search import check_method
-from ..training.arguments import comparisons, fine_tuning_arguments, meta_arguments
 from ..training.models import load_model_config, load_tokenizer, lora_config
+from .arguments import comparisons, fine_tuning_arguments, meta_arguments
 
 SKETCH_OPTIONS = ("objectives", "projection", "dim", "seeds", "dtype")
 PASS_OPTIONS = ("batch_size", "tokens_per_batch", "shard_size", "self_check")  # they do not change the gradients

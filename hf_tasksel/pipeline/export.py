@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from datasets import Dataset
 
-from ..config.run_config import RunConfig, resolve_path
+from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
-from ..core.files import atomic_path
+from ..core.files import atomic_path, resolve_path
 from ..selection.dataset_mixture import dataset_mixture
-from ..training.arguments import fine_tuning_options
 from ..training.fine_tuning import union_rows
 from ..training.models import DEFAULT_LORA
+from .arguments import fine_tuning_options
 
 EXPORT_FOLDER, EXPORT_FILE = "trl", "sft.yaml"
 # Our key -> what TRL's command line calls it; there is no other way to pass a key on.

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 from datasets import get_dataset_config_names, get_dataset_split_names
 
-from ..config.run_config import RunConfig, TaskConfig
+from ..config.run_config import RunConfig
 from ..core.errors import ConfigError, DataError, ModelError, did_you_mean
 from ..core.files import atomic_path
 from ..data.column_guess import guess_columns
+from ..data.config import TaskConfig
 from ..data.formatting import format_rows
 from ..data.sources import FILE_LOADERS, file_task_name, first_line, is_local_file, load_rows
 from ..data.tasks import load_tasks

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from ..config.run_config import RunConfig
 from ..data.tasks import load_tasks, tokenize_splits
 from ..gradients.costs import GradientCosts, gradient_costs
-from ..training.arguments import fine_tuning_arguments, meta_arguments
 from ..training.models import load_model_config, load_tokenizer, lora_config, quantization_config
+from .arguments import fine_tuning_arguments, meta_arguments
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..records.estimates_table import write_search
 from ..records.estimator import fit_run_estimator, true_losses
 from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow
 from ..records.stores import checkpoint_steps, store_path
-from ..report.plots import plot_selection
+from ..report.plots import plot_affinity, plot_selection
 from ..report.publish import keep_html_report, push_final, write_report
 from ..selection.result import SELECTION_FILE, SelectionResult
 from ..selection.search import SEARCHES
@@ -173,7 +173,9 @@ def select(run: Run) -> SelectionResult:
             selection.save(path)
             write_search(run.output_dir, estimator, selection)
             plot_selection(selection, run.output_dir / "plots" / "selection.png", run.config.task_notes)
-            write_affinity(run.output_dir, estimator, selection)
+            if affinity := write_affinity(run.output_dir, estimator):
+                groups = [group for group in (selection.selected, selection.dropped) if group]
+                plot_affinity(affinity, run.output_dir / "plots" / "affinity.png", groups)
         barrier()
     keep_html_report(run.output_dir, run.say)
     return selection

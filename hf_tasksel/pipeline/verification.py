@@ -10,10 +10,10 @@ from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..estimation.comparison import VERIFICATION_FILE, Verification, compare
 from ..estimation.estimator import SubsetEstimator, random_halves
-from ..estimation.fidelity import plot_fidelity
 from ..records.estimates_table import write_verified
 from ..records.estimator import calibrate_from_folder, true_losses
 from ..records.evaluation_rows import EVALUATION_FILE
+from ..report.plots import plot_fidelity
 from ..report.publish import keep_html_report, write_report
 from ..selection.result import SelectionResult
 from .context import Run
@@ -30,8 +30,8 @@ def verify(
     """Really fine-tune some subsets, and compare.
 
     What was trained before is used again: more subsets or seeds only add fine-tunes. The estimates of the run are
-    calibrated with all of them from then on (`run_estimator.calibrate_from_folder`); the figures are about the subsets
-    of this call.
+    calibrated with all of them from then on (`records.estimator.calibrate_from_folder`); the figures are about the
+    subsets of this call.
 
     Args:
         run: a run; stages that are missing are done first.

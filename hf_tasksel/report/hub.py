@@ -28,10 +28,10 @@ def push(folder: str | Path, repo_id: str, **options: Any) -> str:
 
     Args:
         folder: `final/` of a run, or `TunedModel.output_dir`.
-        repo_id, options: as in `hub_upload.upload`.
+        repo_id, options: as in `core.hub.upload`.
 
     Raises:
-        TaskSelectionError: without an adapter, and as in `hub_upload.upload`.
+        TaskSelectionError: without an adapter, and as in `core.hub.upload`.
     """
     folder = Path(folder)
     if not (folder / ADAPTER_CONFIG).is_file():

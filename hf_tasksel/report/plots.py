@@ -275,3 +275,18 @@ def plot_estimated_against_true(
     axes.legend(frameon=False, fontsize=9)
     tidy(axes, "both")
     save(figure, path)
+
+
+def plot_fidelity(
+    estimates: Sequence[float] | np.ndarray, true_losses: Sequence[Any] | np.ndarray, path: str | Path
+) -> None:
+    """Draw estimated over true losses into a PNG file, with the difference of two seeds as a band.
+
+    Args:
+        estimates, true_losses: as in `measure_fidelity`.
+        path: PNG file.
+    """
+    table = np.asarray(true_losses, dtype=float)
+    table = table[:, None] if table.ndim == 1 else table
+    ceiling = float(np.abs(table[:, 0] - table[:, 1]).mean()) if table.shape[1] > 1 else None
+    plot_estimated_against_true(np.asarray(estimates).tolist(), table.mean(1).tolist(), path, ceiling)

@@ -20,7 +20,7 @@ from ..records.estimator import fit_run_estimator
 from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow
 from ..records.record import REPORT_FILE, RUN_FILE, versions, without_folders
 from ..selection.result import SELECTION_FILE, SelectionResult
-from .card import CardInfo, write_card
+from .card import CardInfo, plain_card, write_card
 from .hub import ADAPTER_CONFIG, dataset_licences, push
 from .page.page import write_html_report
 from .plots import plot_evaluation, plot_selection
@@ -102,3 +102,30 @@ def push_final(config: RunConfig, output_dir: Path) -> list[str]:
             name = hub.store_repo_id if len(stores) == 1 else f"{hub.store_repo_id}-{store.path.name}"
             addresses.append(store.push_to_hub(name, **options))
     return addresses
+
+
+def push_tuned(output_dir: Path, facts: dict[str, Any], repo_id: str, **options: Any) -> str:
+    """Push a fine-tune's folder, with a card and evidence written now unless a run has written them.
+
+    Args:
+        output_dir: `TunedModel.output_dir`.
+        facts: what the training was: `tasks`, `train_samples`, `steps`, `seconds`.
+        repo_id, options: as in `hub.push`.
+    """
+    if not (output_dir / EVALUATION_FILE).is_file():
+        write_plain_evidence(output_dir, facts, repo_id)
+    return push(output_dir, repo_id, **options)
+
+
+def write_plain_evidence(output_dir: Path, facts: dict[str, Any], repo_id: str) -> None:
+    """Write card, plot and `run.json` of a fine-tune that was not part of a run."""
+    adapter = read_json(output_dir / ADAPTER_CONFIG)
+    base, is_encoder_decoder = adapter["base_model_name_or_path"], adapter["task_type"] == "SEQ_2_SEQ_LM"
+    write_json(output_dir / RUN_FILE, {"versions": versions(), "fine_tune": facts})
+    if not (output_dir / SELECTION_FILE).is_file():
+        write_card(output_dir, plain_card(base, facts["tasks"], repo_id, is_encoder_decoder))
+        return
+    selection = SelectionResult.load(output_dir)
+    plot_selection(selection, output_dir / "plots" / "selection.png")
+    info = CardInfo(base, selection, (), versions=versions(), repo_id=repo_id, is_encoder_decoder=is_encoder_decoder)
+    write_card(output_dir, info)

@@ -25,16 +25,13 @@ from transformers import (
     set_seed,
 )
 
-from ..config.run_config import resolve_path
 from ..core.errors import ConfigError, DataError, did_you_mean
-from ..core.files import read_json, write_json
+from ..core.files import resolve_path
 from ..core.progress import show_progress
 from ..data.formatting import tokenize_rows
 from ..data.tasks import combine_tasks, task_names
-from ..records.evaluation_rows import EVALUATION_FILE
-from ..records.record import RUN_FILE, versions
 from ..selection.mixture import MixtureResult
-from ..selection.result import SELECTION_FILE, SelectionResult
+from ..selection.result import SelectionResult
 from .models import DEFAULT_LORA
 
 
@@ -57,33 +54,11 @@ class TunedModel:
     seconds: float
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Push adapter, card and evidence in one commit; see `hub.push` for the options. Returns the address."""
-        from ..report.hub import push
+        """Push adapter, card and evidence in one commit; returns its address. For options see `report.hub.push`."""
+        from ..report.publish import push_tuned
 
-        measured = self.output_dir / EVALUATION_FILE
-        if not measured.is_file():  # where it is, a run has written its card and evidence
-            self.write_evidence(repo_id)
-        return push(self.output_dir, repo_id, **options)
-
-    def write_evidence(self, repo_id: str) -> None:
-        """Write card, plot and `run.json` of a fine-tune that was not part of a run."""
-        from ..report.card import CardInfo, plain_card, write_card
-        from ..report.hub import ADAPTER_CONFIG
-
-        adapter = read_json(self.output_dir / ADAPTER_CONFIG)
-        base = adapter["base_model_name_or_path"]
-        is_encoder_decoder = adapter["task_type"] == TaskType.SEQ_2_SEQ_LM.value
         facts = {name: value for name, value in vars(self).items() if name != "output_dir"}
-        write_json(self.output_dir / RUN_FILE, {"versions": versions(), "fine_tune": facts})
-        if not (self.output_dir / SELECTION_FILE).is_file():
-            write_card(self.output_dir, plain_card(base, self.tasks, repo_id, is_encoder_decoder))
-            return
-        selection = SelectionResult.load(self.output_dir)
-        selection.plot(self.output_dir / "plots" / "selection.png")
-        info = CardInfo(
-            base, selection, (), versions=versions(), repo_id=repo_id, is_encoder_decoder=is_encoder_decoder
-        )
-        write_card(self.output_dir, info)
+        return push_tuned(self.output_dir, facts, repo_id, **options)
 
 
 Choice = SelectionResult | MixtureResult | Mapping[str, int] | Sequence[str]

@@ -19,14 +19,15 @@ from transformers import (
     set_seed,
 )
 
-from ..config.run_config import RunConfig, resolve_path
 from ..core.errors import ConfigError, ModelError, did_you_mean
+from ..core.files import resolve_path
 from ..core.values import keyword_arguments
+from .config import ModelConfig
 
 DEFAULT_LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
-def load_model_config(config: RunConfig) -> Any:
+def load_model_config(config: ModelConfig) -> Any:
     """Load the base model's configuration.
 
     Raises:
@@ -35,7 +36,7 @@ def load_model_config(config: RunConfig) -> Any:
     return from_pretrained(AutoConfig, config)
 
 
-def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer, padding on the right; without a padding token the end-of-sequence token pads.
 
     Raises:
@@ -52,7 +53,7 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(config: RunConfig) -> PreTrainedModel:
+def load_base(config: ModelConfig) -> PreTrainedModel:
     """Load the pretrained base: a causal LM, or an encoder-decoder when its configuration says so.
 
     Raises:
@@ -97,7 +98,7 @@ def choose_dtype(name: str) -> Any:
     return dtype
 
 
-def from_pretrained(cls: Any, config: RunConfig, **options: Any) -> Any:
+def from_pretrained(cls: Any, config: ModelConfig, **options: Any) -> Any:
     """Call `cls.from_pretrained` for the run's base, turning failures into one sentence."""
     path = resolve_path(config.model_name_or_path)
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
@@ -114,7 +115,7 @@ def from_pretrained(cls: Any, config: RunConfig, **options: Any) -> Any:
         raise ModelError(f"model {config.model_name_or_path!r} could not be loaded: {reason}") from error
 
 
-def lora_config(config: RunConfig, is_encoder_decoder: bool) -> LoraConfig:
+def lora_config(config: ModelConfig, is_encoder_decoder: bool) -> LoraConfig:
     """Return the LoRA configuration of a run: r 16, alpha 32, all linear layers unless said otherwise.
 
     Raises:
@@ -125,7 +126,7 @@ def lora_config(config: RunConfig, is_encoder_decoder: bool) -> LoraConfig:
     return LoraConfig(**options)
 
 
-def add_lora(base: PreTrainedModel, config: RunConfig) -> PeftModel:
+def add_lora(base: PreTrainedModel, config: ModelConfig) -> PeftModel:
     """Add a fresh adapter, initialised from the run's seed.
 
     Raises:

@@ -26,12 +26,13 @@ from ..core.errors import DataError, ModelError
 from ..data.formatting import tokenize_rows
 from ..data.tasks import combine_tasks
 from ..gradients.checkpoints import checkpoint_step
-from ..gradients.collator import GradientCollator, TaskDataCollator
+from ..gradients.collator import GradientCollator
 from ..gradients.model import unwrap
 from ..gradients.objective import shifts_labels
 from ..gradients.preconditioning import save_second_moments
 from ..gradients.samples import SIDE_COLUMNS
 from ..gradients.store.reader import GradientStore
+from ..gradients.task_collator import TaskDataCollator
 from .adapters import load_adapter_weights
 from .row_checks import check_answers, check_columns, check_packing, check_streams, tell_dropped_rows
 from .sampling import MultitaskSampler

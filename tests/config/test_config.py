@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 
-from hf_tasksel.config.run_config import RunConfig, expand_files, resolve_path
+from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
+from hf_tasksel.core.files import resolve_path
 from hf_tasksel.core.values import keyword_arguments, parse_overrides
-from hf_tasksel.training.arguments import fine_tuning_arguments
+from hf_tasksel.data.sources import expand_files
+from hf_tasksel.pipeline.arguments import fine_tuning_arguments
 from hf_tasksel.training.training_args import TaskSelectionConfig
 
 MINIMAL = {"model_name_or_path": "base", "output_dir": "out", "tasks": {"a": "a.jsonl"}, "target": {"task": "a"}}

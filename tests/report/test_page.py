@@ -23,10 +23,11 @@ import pytest
 from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.core.files import read_json, write_json
 from hf_tasksel.estimation.comparison import Verification
-from hf_tasksel.estimation.fidelity import measure_fidelity, plot_fidelity
+from hf_tasksel.estimation.fidelity import measure_fidelity
 from hf_tasksel.records.estimates_table import COLUMNS, ESTIMATES_FILE
 from hf_tasksel.report import publish as report
 from hf_tasksel.report.page.page import write_html_report
+from hf_tasksel.report.plots import plot_fidelity
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = {

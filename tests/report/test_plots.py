@@ -12,15 +12,9 @@ from matplotlib.figure import Figure
 from hf_tasksel import SelectionResult
 from hf_tasksel.records import loss_curves
 from hf_tasksel.records.evaluation_rows import EvaluationRow
-from hf_tasksel.records.loss_curves import (
-    change,
-    movers,
-    plot_task_losses,
-    plot_training_losses,
-    read_curves,
-    read_log,
-)
-from hf_tasksel.report import plots
+from hf_tasksel.records.loss_curves import change, movers, read_curves, read_log
+from hf_tasksel.report import loss_plots, plots
+from hf_tasksel.report.loss_plots import plot_task_losses, plot_training_losses
 from hf_tasksel.report.plots import (
     label,
     plot_effects,
@@ -59,7 +53,7 @@ def test_evaluations_with_and_without_answers_are_drawn(accuracy, tmp_path):
 def figures(monkeypatch) -> list[Figure]:
     """Figures in the place of files."""
     found: list[Figure] = []
-    for module in (plots, loss_curves):
+    for module in (plots, loss_plots):
         monkeypatch.setattr(module, "save", lambda figure, path: found.append(figure))
     return found
 

@@ -153,6 +153,28 @@ def check_kinds(values: Any, kinds: Mapping[str, type]) -> None:
             raise StoreError(f"{key} is {'not a ' + kind.__name__ if key in values else 'missing'}")
 
 
+def open_shards(path: Path, manifest: Mapping[str, Any], *, verify: bool = True) -> list[pa.Table]:
+    """Memory-map the shards of a finished store, after recomputing their checksums if `verify`.
+
+    Raises:
+        StoreError: when the store is not finished, or a shard is missing, damaged or not what the manifest says.
+    """
+    if not manifest.get("complete"):
+        raise StoreError(f"the gradient store {path} is not finished: run the gradient pass again to resume it")
+    schema, tables = StoreLayout.from_manifest(manifest).schema(manifest["fingerprint"]), []
+    if verify:
+        for shard in manifest["shards"]:
+            check_shard(path / shard["file"])
+    for shard in manifest["shards"]:
+        tables.append(read_shard(path / shard["file"], schema))
+        if len(tables[-1]) != shard["rows"]:
+            raise StoreError(
+                f"the shard {path / shard['file']} has {len(tables[-1])} rows, not {shard['rows']} as the "
+                "manifest says: delete the manifest and collect again, which keeps the shards"
+            )
+    return tables
+
+
 def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
     """Memory-map one shard.
 

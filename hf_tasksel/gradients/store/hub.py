@@ -10,8 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from ...core.errors import StoreError
 from ...core.files import atomic_path
 from ...core.hub import one_sentence, upload, with_retries
-from .format import MANIFEST_FILE, SHARDS
-from .reader import GradientStore
+from .format import MANIFEST_FILE, SHARDS, StoreLayout
 
 UPLOADED = [SHARDS, MANIFEST_FILE, "README.md"]
 CARD = """
@@ -32,40 +31,40 @@ Rows hold numbers about samples, not their text; still, gradients say something 
 """
 
 
-def push_store(store: GradientStore, repo_id: str, **options: Any) -> str:
+def push_store(path: Path, layout: StoreLayout, num_samples: int, num_tasks: int, repo_id: str, **options: Any) -> str:
     """Upload a store as a dataset repository, private unless said otherwise; returns the commit's address.
 
     Shards of a store that was pushed there before are deleted in the same commit.
 
     Args:
-        store: a finished store.
-        repo_id, options: as in `hub_upload.upload` (private, revision, create_pr, commit_message, api).
+        path, layout, num_samples, num_tasks: of a finished store.
+        repo_id, options: as in `core.hub.upload` (private, revision, create_pr, commit_message, api).
 
     Raises:
-        TaskSelectionError: as `hub_upload.upload`.
+        TaskSelectionError: as `core.hub.upload`.
     """
     data = DatasetCardData(
         tags=["hf_tasksel", "gradients"], configs=[{"config_name": "default", "data_files": SHARDS}]
     )
     text = CARD.format(
-        rows=len(store),
-        tasks=len(store.task_names),
-        columns=", ".join(f"`{name}`" for name in store.layout.gradient_columns().values()),
-        dim=store.dim,
+        rows=num_samples,
+        tasks=num_tasks,
+        columns=", ".join(f"`{name}`" for name in layout.gradient_columns().values()),
+        dim=layout.dim,
     )
-    with atomic_path(store.path / "README.md") as temporary:
+    with atomic_path(path / "README.md") as temporary:
         temporary.write_text(str(DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")), encoding="utf-8")
     options = {"commit_message": "Gradient store", **options}
-    return upload(store.path, repo_id, patterns=UPLOADED, replaced=[SHARDS], repo_type="dataset", **options)
+    return upload(path, repo_id, patterns=UPLOADED, replaced=[SHARDS], repo_type="dataset", **options)
 
 
 def fetch_store(
     repo_id: str, *, revision: str | None = None, local_dir: str | Path | None = None, api: HfApi | None = None
-) -> GradientStore:
-    """Download a pushed store into the Hub cache (or `local_dir`), check it, and open it.
+) -> Path:
+    """Download a pushed store into the Hub cache (or `local_dir`); returns its folder.
 
     Raises:
-        TaskSelectionError: when the repository cannot be read. StoreError: when it holds no whole store.
+        TaskSelectionError: when the repository cannot be read. StoreError: when it holds no store.
     """
     api = api or HfApi()
     with one_sentence(f"fetch the gradient store {repo_id!r}"):
@@ -76,4 +75,4 @@ def fetch_store(
         )
     if not (Path(folder) / MANIFEST_FILE).is_file():
         raise StoreError(f"the dataset repository {repo_id!r} holds no gradient store (no {MANIFEST_FILE})")
-    return GradientStore(folder)
+    return Path(folder)

@@ -1,6 +1,6 @@
 """GradientStore: projected per-sample gradients on disk, as Arrow shards that `datasets` opens by itself.
 
-Reading needs numpy and pyarrow only; what lies in the folder is described in `store_format`.
+Reading needs numpy and pyarrow only; what lies in the folder is described in `store.format`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from ...core.errors import StoreError
 from .format import MANIFEST_FILE as MANIFEST_FILE
-from .format import StoreLayout, check_shard, read_manifest, read_shard
+from .format import StoreLayout, check_shard, open_shards, read_manifest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,13 +37,7 @@ class GradientStore:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.layout = StoreLayout.from_manifest(self.manifest)
-        if not self.manifest.get("complete"):
-            raise StoreError(
-                f"the gradient store {self.path} is not finished: run the gradient pass again to resume it"
-            )
-        if verify:
-            self.verify()
-        self._shards = self._read_shards()
+        self._shards = open_shards(self.path, self.manifest, verify=verify)
 
     @property
     def dim(self) -> int:
@@ -72,17 +65,6 @@ class GradientStore:
 
     def __len__(self) -> int:
         return len(self.sample_idx)
-
-    def _read_shards(self) -> list[pa.Table]:
-        schema, tables = self.layout.schema(self.fingerprint), []
-        for shard in self.manifest["shards"]:
-            tables.append(read_shard(self.path / shard["file"], schema))
-            if len(tables[-1]) != shard["rows"]:
-                raise StoreError(
-                    f"the shard {self.path / shard['file']} has {len(tables[-1])} rows, not {shard['rows']} as the "
-                    "manifest says: delete the manifest and collect again, which keeps the shards"
-                )
-        return tables
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -245,14 +227,14 @@ class GradientStore:
         return cls(output_dir)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the store as a dataset repository; see `store_hub.push_store`."""
+        """Upload the store as a dataset repository; see `store.hub.push_store`."""
         from .hub import push_store
 
-        return push_store(self, repo_id, **options)
+        return push_store(self.path, self.layout, len(self), len(self.task_names), repo_id, **options)
 
     @classmethod
     def from_hub(cls, repo_id: str, **options: Any) -> GradientStore:
-        """Download a store that was pushed; see `store_hub.fetch_store`."""
+        """Download a store that was pushed; see `store.hub.fetch_store`."""
         from .hub import fetch_store
 
-        return fetch_store(repo_id, **options)
+        return cls(fetch_store(repo_id, **options))

@@ -21,10 +21,10 @@ from .format import (
     StoreLayout,
     check_shard,
     is_whole,
+    open_shards,
     read_manifest,
     read_shard,
 )
-from .reader import GradientStore
 
 LOCK_FILE = ".lock"
 
@@ -89,7 +89,7 @@ class StoreWriter:
         if not found["complete"]:
             return False
         try:
-            GradientStore(self.path)
+            open_shards(self.path, found)
         except StoreError:
             if self.repair:
                 return False

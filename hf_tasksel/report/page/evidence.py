@@ -8,8 +8,9 @@ import numpy as np
 
 from ...estimation.comparison import Verification
 from ...records.files import RunFiles
-from ...records.loss_curves import SMALL_MULTIPLES, change, movers, plot_task_losses, plot_training_losses
+from ...records.loss_curves import change, movers
 from ..card import TRUST_NOTE
+from ..loss_plots import SMALL_MULTIPLES, plot_task_losses, plot_training_losses
 from ..verification import COLUMNS, fidelity_rows
 from .blocks import Missing, Section, Table, drawn, stored
 

@@ -17,6 +17,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from conftest import tiny_llama
 from hf_tasksel.core.errors import ConfigError, DataError, NonFiniteError
+from hf_tasksel.gradients.representations import mean_pooled_representations
 from hf_tasksel.gradients.store.reader import GradientStore
 from hf_tasksel.gradients.store.writer import StoreWriter
 from hf_tasksel.selection.analysis import baselines
@@ -33,7 +34,6 @@ from hf_tasksel.selection.analysis.baselines import (
     target_only,
     top_tasks,
 )
-from hf_tasksel.selection.analysis.representations import mean_pooled_representations
 from model_zoo import base_model
 
 TASKS = ["far", "same", "near"]

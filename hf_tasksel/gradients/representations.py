@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...core.errors import DataError, NonFiniteError
-from ...gradients.model import evaluation_mode, unwrap
-from ...gradients.objective import shifts_labels
-from ...gradients.samples import plan_batches, token_counts
+from ..core.errors import DataError, NonFiniteError
+from .model import evaluation_mode, unwrap
+from .objective import shifts_labels
+from .samples import plan_batches, token_counts
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,7 @@ from transformers import Seq2SeqTrainingArguments
 from ..config.run_config import DEFAULT_EPOCHS, RunConfig
 from ..core.errors import ConfigError
 from ..core.values import keyword_arguments
-from .training_args import Seq2SeqTaskSelectionConfig, TaskSelectionConfig
+from ..training.training_args import Seq2SeqTaskSelectionConfig, TaskSelectionConfig
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
