@@ -17,7 +17,6 @@ from ..core.errors import ConfigError, StoreError
 from ..core.files import read_json, write_json
 from ..core.fingerprints import value_fingerprint
 from ..core.hub import require_token
-from ..core.progress import show_progress
 from ..estimation.comparison import calibrate_with
 from ..estimation.estimator import SubsetEstimator
 from ..gradients.checkpoints import checkpoint_step
@@ -37,6 +36,7 @@ from ..training.adapters import ADAPTER_FILE, load_adapter_weights
 from ..training.evaluation import answer_accuracy, mean_loss
 from ..training.fine_tuning import fine_tune
 from ..training.models import add_lora, load_adapter, load_base, lora_config
+from ..training.step_bar import show_progress
 from ..training.trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 from .context import PASS_OPTIONS, SKETCH_OPTIONS, Run, finished, section_part
 from .export import EXPORT_FILE, EXPORT_FOLDER, export_for_trl

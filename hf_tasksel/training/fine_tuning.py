@@ -27,12 +27,12 @@ from transformers import (
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..core.files import resolve_path
-from ..core.progress import show_progress
 from ..data.formatting import tokenize_rows
 from ..data.tasks import combine_tasks, task_names
 from ..selection.mixture import MixtureResult
 from ..selection.result import SelectionResult
 from .models import DEFAULT_LORA
+from .step_bar import show_progress
 
 
 @dataclass(frozen=True)

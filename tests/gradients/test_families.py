@@ -47,7 +47,10 @@ def worst_error(model: Any, family: str) -> float:
     return max(relative_error(found[o], autograd_loop(precise, rows, o)) for o in OBJECTIVES)
 
 
-PRECISION = {"gpt_neo": 1e-5}  # its attention computes in float32 whatever the dtype of the model
+# Attention (gpt_neo) or its softmax (all eager attention) is in float32 whatever the dtype of the model; how much of that
+# is seen depends on the processor.
+EAGER = 1e-6
+PRECISION = {"gpt_neo": 1e-5, "bloom": EAGER, "gemma2": EAGER}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -194,7 +197,7 @@ def count_layer_runs(model: Any, family: str) -> dict[str, int]:
 def test_both_attention_implementations_are_exact(family, attention):
     model = lora_model(family, config={"attn_implementation": attention})
     assert model.config._attn_implementation == attention
-    assert worst_error(model, family) < 1e-10
+    assert worst_error(model, family) < (EAGER if attention == "eager" else 1e-10)
 
 
 def test_a_bfloat16_base_with_a_float32_adapter_is_close():
