@@ -23,12 +23,14 @@ from matplotlib.figure import Figure
 from transformers import DataCollatorForSeq2Seq
 
 from hf_tasksel import MixtureResult, SubsetEstimator, forward_selection, optimize_mixture
+from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.comparison import calibrate_with
 from hf_tasksel.gradients.representations import mean_pooled_representations
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.true_runs import TrueRun, true_runs
-from hf_tasksel.records.record import versions
+from hf_tasksel.pipeline.true_runs import true_runs
+from hf_tasksel.records.estimator import fit_run_estimator
+from hf_tasksel.records.true_runs import TrueRun
 from hf_tasksel.report.plots import BLUE, GREY, ORANGE, save, tidy
 from hf_tasksel.selection.analysis.baselines import BASELINES, BaselineData
 from hf_tasksel.training.models import load_base
@@ -50,7 +52,7 @@ def main() -> int:
     truth = json.loads((RESULTS / f"truth_{options.study}.json").read_text())["subsets"]
     path = RESULTS / f"decisions_{options.study}.json"
     pipeline.collect(run)
-    estimator = pipeline.fit_estimator(run)
+    estimator = fit_run_estimator(run.output_dir, run.config)
     found = {**choices(run, estimator, truth), "mixture": optimize_mixture(estimator)}
     wanted = {name: choice for name, choice in found.items() if options.only is None or name in options.only}
     runs = true_runs(run, list(wanted.values()), SEEDS, processes=options.processes)
@@ -102,8 +104,8 @@ def choices(run: Run, estimator: SubsetEstimator, truth: list[dict[str, Any]]) -
 
 def baseline_data(run: Run, estimator: SubsetEstimator) -> BaselineData:
     """Return gradients, texts and the base's representations of training and dev rows."""
-    train, dev = run.tokenized["train"], run.tokenized["dev"]
-    base, collator = load_base(run.config), DataCollatorForSeq2Seq(run.tokenizer, padding=True)
+    train, dev = run.materials.tokenized["train"], run.materials.tokenized["dev"]
+    base, collator = load_base(run.config), DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
     names = train.features["task"].names
     return BaselineData(
         tasks=estimator.task_names_,
@@ -119,7 +121,7 @@ def baseline_data(run: Run, estimator: SubsetEstimator) -> BaselineData:
 
 def texts(run: Run, rows: Dataset) -> list[str]:
     """Return the text of tokenized rows."""
-    return [str(run.tokenizer.decode(ids, skip_special_tokens=True)) for ids in rows["input_ids"]]
+    return [str(run.materials.tokenizer.decode(ids, skip_special_tokens=True)) for ids in rows["input_ids"]]
 
 
 def describe(estimator: SubsetEstimator, choice: list[str] | MixtureResult, runs: list[TrueRun]) -> dict[str, Any]:

@@ -30,11 +30,11 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 
 from hf_tasksel import SubsetEstimator, forward_selection
+from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.logistic import PlainLogistic
 from hf_tasksel.estimation.statistics import loss_statistics
 from hf_tasksel.gradients.store.reader import GradientStore
 from hf_tasksel.gradients.store.writer import StoreWriter
-from hf_tasksel.records.record import versions
 from hf_tasksel.report.plots import BLUE, GREEN, ORANGE, save, tidy
 from hf_tasksel.selection.ensemble import random_subsets
 

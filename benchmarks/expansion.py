@@ -22,10 +22,10 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, Trainin
 
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.files import resolve_path
+from hf_tasksel.core.version import versions
 from hf_tasksel.gradients.expansion import ExpansionError
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.expansion import check_expansion
-from hf_tasksel.records.record import versions
 from hf_tasksel.report.plots import draw_expansion, save
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,8 +90,8 @@ def measure(family: str, folder: Path, pretraining_steps: int, meta_steps: int) 
         disable_tqdm=True,
         remove_unused_columns=True,
     )
-    collate = DataCollatorForSeq2Seq(run.tokenizer, padding=True)
-    rows = run.tokenized["train"].select_columns(["input_ids", "labels"])
+    collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
+    rows = run.materials.tokenized["train"].select_columns(["input_ids", "labels"])
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate).train()
     model.save_pretrained(folder / "base")
     return check_expansion(make_run(folder, meta_steps))

@@ -21,10 +21,11 @@ from typing import Any
 
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.quiet import quiet_libraries
+from hf_tasksel.core.version import versions
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.true_runs import TrueRun, true_runs
+from hf_tasksel.pipeline.true_runs import true_runs
 from hf_tasksel.pipeline.verification import random_subsets
-from hf_tasksel.records.record import versions
+from hf_tasksel.records.true_runs import TrueRun
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -86,7 +87,7 @@ def make_run(name: str, output_dir: str | None) -> Run:
 
 def train(run: Run, name: str, processes: int) -> None:
     """Fine-tune every subset with every seed and write down the losses."""
-    subsets = random_subsets(run.splits.task_names, STUDIES[name].subsets)
+    subsets = random_subsets(run.materials.splits.task_names, STUDIES[name].subsets)
     runs = true_runs(run, subsets, SEEDS, processes=processes)
     write_truth(name, run, runs)
 
@@ -107,7 +108,7 @@ def write_truth(name: str, run: Run, runs: list[list[TrueRun]]) -> None:
         "command": f"python benchmarks/fidelity.py train {name}",
         "versions": versions(),
         "target": run.config.target.task,
-        "tasks": run.splits.task_names,
+        "tasks": run.materials.splits.task_names,
         "seeds": list(SEEDS),
         "subsets": rows,
     }

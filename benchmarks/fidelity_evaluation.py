@@ -13,8 +13,10 @@ import numpy as np
 from fidelity import RESULTS, ROOT
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
+from transformers import DataCollatorForSeq2Seq
 
 from hf_tasksel import GradientCollator, SubsetEstimator
+from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.calibration import Calibration
 from hf_tasksel.estimation.estimator import random_halves
 from hf_tasksel.estimation.exact import isometric_store
@@ -22,10 +24,9 @@ from hf_tasksel.estimation.fidelity import Fidelity, measure_fidelity
 from hf_tasksel.estimation.surrogates import DEFAULT_SURROGATE
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.store.reader import MANIFEST_FILE, GradientStore
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.records.estimator import surely_best
-from hf_tasksel.records.record import versions
 from hf_tasksel.records.stores import checkpoint_steps, store_path
 from hf_tasksel.report.plots import BLUE, GREEN, GREY, ORANGE, save, tidy
 from hf_tasksel.training.models import load_adapter, load_base
@@ -138,8 +139,8 @@ def variant_store(run: Run, step: int, kind: str) -> GradientStore:
         return GradientStore(folder)
     checkpoint = run.output_dir / "meta" / f"checkpoint-{step}"
     model = load_adapter(load_base(run.config), checkpoint, is_trainable=True)
-    splits = {name: run.tokenized[name] for name in ("train", "dev")}
-    data_collator = pipeline.make_collator(run, step).data_collator
+    splits = {name: run.materials.tokenized[name] for name in ("train", "dev")}
+    data_collator = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
     if kind == ADAM:
         collator = GradientCollator(data_collator, seeds=[0, 1, 2], second_moments=load_second_moments(checkpoint))
         return collator.collect(model, splits, folder)

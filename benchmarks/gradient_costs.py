@@ -16,8 +16,8 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_tasksel.core.version import versions
 from hf_tasksel.gradients.costs import gradient_costs
-from hf_tasksel.records.record import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES: dict[str, dict[str, int]] = {

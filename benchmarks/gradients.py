@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from contenders import CONTENDERS, DIM, Workload, make_workload
 
-from hf_tasksel.records.record import versions
+from hf_tasksel.core.version import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"bergson": "bergson", "trak": "traker", "dattri": "dattri", "opacus": "opacus"}

@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
+from transformers import DataCollatorForSeq2Seq
 
 from hf_tasksel import GradientCollator
 from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.version import versions
 from hf_tasksel.gradients.per_sample import trainable_shapes
 from hf_tasksel.gradients.projection import Projection, make_projection
 from hf_tasksel.gradients.store.reader import GradientStore
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.records.record import versions
 from hf_tasksel.records.stores import checkpoint_steps
 from hf_tasksel.report.plots import BLUE, ORANGE, save, tidy
 from hf_tasksel.training.models import load_adapter, load_base
@@ -104,11 +105,11 @@ def exact_gradients(
     wanted = {"train": train_samples, "dev": dev_samples}
     splits = {}
     for name, count in wanted.items():
-        rows = run.tokenized[name]
+        rows = run.materials.tokenized[name]
         splits[name] = rows.select(np.sort(rng.choice(len(rows), min(count, len(rows)), replace=False)))
     folder = tempfile.mkdtemp()
     collator = GradientCollator(
-        pipeline.make_collator(run, step).data_collator, projection="identity", dtype="float32"
+        DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True), projection="identity", dtype="float32"
     )
     store = collator.collect(model, splits, folder, shard_size=64)
     shapes = trainable_shapes(model)

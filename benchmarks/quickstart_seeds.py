@@ -19,10 +19,11 @@ import numpy as np
 
 from hf_tasksel import SelectionResult, backward_elimination, forward_selection
 from hf_tasksel.config.run_config import RunConfig
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.core.version import versions
+from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.quickstart.generate import PLANTED, TARGET, generate_tasks, write_tasks
-from hf_tasksel.records.record import versions
+from hf_tasksel.records.estimator import fit_run_estimator
 from hf_tasksel.training.evaluation import answer_accuracy, mean_loss
 from hf_tasksel.training.fine_tuning import fine_tune
 from hf_tasksel.training.models import load_adapter, load_base, lora_config
@@ -69,7 +70,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     config = RunConfig.from_yaml(ROOT / "recipes" / "quickstart.yaml", overrides)
     run = Run(config, print)
     rows = pipeline.run_all(run)
-    estimator, ensemble = pipeline.fit_estimator(run), SelectionResult.load(run.output_dir)
+    estimator, ensemble = fit_run_estimator(run.output_dir, run.config), SelectionResult.load(run.output_dir)
     floor = config.selection.min_tasks
     subsets = {
         "forward": forward_selection(estimator, min_tasks=floor).selected,
@@ -97,15 +98,22 @@ def planted(*kinds: str) -> list[str]:
 def tune(run: Run, name: str, tasks: list[str]) -> dict[str, float]:
     """Fine-tune the base on some tasks; return test loss and answer accuracy."""
     folder = run.output_dir / "study" / name.replace(",", "").replace(" ", "-")
-    args = dataclasses.replace(run.final_args, output_dir=str(folder))
-    lora = lora_config(run.config, run.is_encoder_decoder)
+    args = dataclasses.replace(run.materials.final_args, output_dir=str(folder))
+    lora = lora_config(run.config, run.materials.is_encoder_decoder)
     fine_tune(
-        load_base(run.config), run.tokenized["train"], tasks, args, peft_config=lora, processing_class=run.tokenizer
+        load_base(run.config),
+        run.materials.tokenized["train"],
+        tasks,
+        args,
+        peft_config=lora,
+        processing_class=run.materials.tokenizer,
     )
     model = load_adapter(load_base(run.config), folder)
     return {
-        "test_loss": mean_loss(model, run.tokenizer, run.tokenized["test"]),
-        "answer_accuracy": answer_accuracy(model, run.tokenizer, run.splits.test, **run.config.generation),
+        "test_loss": mean_loss(model, run.materials.tokenizer, run.materials.tokenized["test"]),
+        "answer_accuracy": answer_accuracy(
+            model, run.materials.tokenizer, run.materials.splits.test, **run.config.generation
+        ),
     }
 
 

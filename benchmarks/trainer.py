@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers import default_data_collator as collator
 
 from hf_tasksel import TaskSelectionConfig, TaskSelectionTrainer
-from hf_tasksel.records.record import versions
+from hf_tasksel.core.version import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, ROUNDS, BATCH, LENGTH, TASKS = 5, 7, 4, 64, 8

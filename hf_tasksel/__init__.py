@@ -41,7 +41,7 @@ _LOCATIONS = {
     "RunConfig": "config.run_config",
     "load_tasks": "data.tasks",
     "fine_tune": "training.fine_tuning",
-    "run": "pipeline.stages",
+    "run": "pipeline.pipeline",
 }
 __all__ = [*_LOCATIONS, "__version__"]
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .gradients.collator import GradientCollator as GradientCollator
     from .gradients.representations import mean_pooled_representations as mean_pooled_representations
     from .gradients.store.reader import GradientStore as GradientStore
-    from .pipeline.stages import run as run
+    from .pipeline.pipeline import run as run
     from .selection.analysis.baselines import BASELINES as BASELINES
     from .selection.analysis.baselines import BaselineData as BaselineData
     from .selection.analysis.clustering import SampleClusters as SampleClusters

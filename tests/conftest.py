@@ -161,7 +161,7 @@ def run_values(base_folder: Path, task_folder: Path, tmp_path: Path) -> dict[str
 def finished_run(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, task_folder: Path) -> Path:
     """The folder of a finished `small_run`, made once: copy it before changing anything."""
     from hf_tasksel.config.run_config import RunConfig
-    from hf_tasksel.pipeline import stages as pipeline
+    from hf_tasksel.pipeline import pipeline
 
     values = small_run(base_folder, task_folder, tmp_path_factory.mktemp("finished") / "out")
     pipeline.run(RunConfig.from_dict(values), say=lambda message: None)

@@ -20,7 +20,7 @@ from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.estimation.surrogates import SURROGATES
 from hf_tasksel.gradients.projection import PROJECTIONS
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import pipeline
 from hf_tasksel.selection.search import SEARCHES
 from markdown_blocks import Block
 

@@ -14,7 +14,7 @@ from hf_tasksel import GradientCollator, SelectionResult, SubsetEstimator
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.gradients.projection import make_projection
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import pipeline
 from markdown_blocks import ROOT, blocks
 from snippet_world import TASKS, estimator, run_in_order, store
 

@@ -6,7 +6,7 @@ import os
 import platform
 from typing import Any
 
-from ..records.record import versions
+from ..core.version import versions
 
 SETTINGS = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 

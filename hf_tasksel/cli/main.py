@@ -74,10 +74,10 @@ def run_stage(current: Run, options: argparse.Namespace) -> Callable[[], None]:
         how = {"seeds": options.seeds, "processes": options.processes, "choose": options.choose}
         found = verify(current, options.subsets, **how)
         return lambda: print_verification(found, current.output_dir, options.json)
-    from ..pipeline import stages
+    from ..pipeline import pipeline
     from ..report.tables import print_result
 
-    result = stages.STAGES[options.command](current)
+    result = pipeline.COMMANDS[options.command](current)
     return lambda: print_result(current, current.config, options.command, result, as_json=options.json)
 
 

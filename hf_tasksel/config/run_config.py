@@ -8,6 +8,7 @@ built.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,6 +26,37 @@ from ..selection.config import SelectionConfig
 from ..training.config import ModelConfig
 
 DEFAULT_EPOCHS = 2
+# Keys of `meta` that `fine_tuning` takes over unless it says otherwise.
+INHERITED = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "logging_steps",
+    "report_to",
+    "bf16",
+    "fp16",
+    "disable_tqdm",
+    "use_cpu",
+    "activation_checkpointing",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+)
+OWN_KEYS = ("compare_with",)
+# Training arguments that change what is said, kept or measured on the way, and never the weights.
+SILENT = {
+    *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to", "run_name", "disable_tqdm"),
+    *("eval_strategy", "eval_steps", "eval_on_start", "per_device_eval_batch_size", "save_strategy", "save_steps"),
+    *("save_total_limit", "save_only_model", "dataloader_num_workers", "dataloader_pin_memory", "output_dir"),
+    *OWN_KEYS,
+}
 
 
 @dataclass(kw_only=True)
@@ -117,17 +149,38 @@ class RunConfig(ModelConfig, DataConfig):
         return epochs[1] / epochs[0]
 
     @property
-    def true_run_settings(self) -> dict[str, Any]:
-        """What the losses of true fine-tunes depend on, besides tasks and seed."""
+    def base_settings(self) -> dict[str, Any]:
+        """What every training depends on besides its arguments and rows."""
+        names = ("model_name_or_path", "model_revision", "dtype", "quantization", "seed", "lora")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def fine_tune_settings(self) -> dict[str, Any]:
+        """What every fine-tune of the base depends on besides its rows."""
+        meta = {key: value for key, value in audible(self.meta).items() if key in INHERITED}
+        return {**self.base_settings, "meta": meta, "fine_tuning": audible(self.fine_tuning)}
+
+    @property
+    def true_run_settings_0_1_0(self) -> dict[str, Any]:
+        """What version 0.1.0 told true fine-tunes of different runs by."""
         names = ("model_name_or_path", "model_revision", "dtype", "quantization", "max_length", "seed", "lora", "meta")
         training = {key: value for key, value in self.fine_tuning.items() if key != "compare_with"}
         values = self.to_dict()
         return {n: values[n] for n in (*names, "tasks", "target")} | {"fine_tuning": training}
 
+    def part(self, section: str, names: Sequence[str]) -> dict[str, Any]:
+        """Return some fields of a section as keyword arguments."""
+        return {name: getattr(getattr(self, section), name) for name in names}
+
     @property
     def checkpoint(self) -> str:
         """The meta checkpoint that estimates expand at."""
         return str(self.estimator.checkpoint or self.gradients.checkpoints[0])
+
+
+def audible(section: dict[str, Any]) -> dict[str, Any]:
+    """Return those training arguments that change the weights."""
+    return {key: value for key, value in section.items() if key not in SILENT}
 
 
 def dotted_keys() -> list[str]:

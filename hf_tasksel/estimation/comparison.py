@@ -11,8 +11,6 @@ import numpy as np
 from .estimator import SubsetEstimator
 from .fidelity import Fidelity, measure_fidelity
 
-VERIFICATION_FILE = "verification.json"
-TRUTH_FOLDER = "truth"
 Runs = tuple[Sequence[Sequence[str]], Sequence[Sequence[float]]]  # subsets, and for each its losses by seed
 
 

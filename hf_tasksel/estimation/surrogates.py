@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError
+from ..core.extensions import find_part, is_subclass
 from .closed_form import (
     EmpiricalFisherRidge,
     GradientCosine,
@@ -33,16 +34,16 @@ DEFAULT_SURROGATE = EmpiricalFisherRidge.name
 
 
 def surrogate_class(name: str) -> type[Surrogate]:
-    """Return a surrogate class by its registered name; `default` is the best one known.
+    """Return a surrogate class by its registered name (`default`: the best one known), entry point or `module:Class`.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, or what is no surrogate.
     """
-    name = DEFAULT_SURROGATE if name == "default" else name
-    if name not in SURROGATES:
-        known = ["default", *SURROGATES]
-        raise ConfigError(f"estimator.surrogate {name!r} is not one of {known}{did_you_mean(name, known)}")
-    return SURROGATES[name]
+    known = {"default": SURROGATES[DEFAULT_SURROGATE], **SURROGATES}
+    found: type[Surrogate] = find_part(name, known, "estimator.surrogate")
+    if not is_subclass(found, Surrogate):
+        raise ConfigError(f"estimator.surrogate {name!r} is no subclass of estimation.surrogate.Surrogate")
+    return found
 
 
 def surrogate_classes(names: str | Sequence[str]) -> list[type[Surrogate]]:

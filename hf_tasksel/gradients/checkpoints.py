@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import re
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, did_you_mean
 
 DEFAULT_CHECKPOINTS = ("10%", "half")
 SHARE = re.compile(r"\d+(\.\d+)?%")
+
+
+def check_checkpoint(name: str | int) -> None:
+    """Refuse what cannot be the name of a meta checkpoint in a training of any length.
+
+    Raises:
+        ConfigError: naming it, and the nearest name.
+    """
+    text = str(name)
+    share = SHARE.fullmatch(text) and 0 < float(text[:-1]) <= 100
+    if not share and text not in ("half", "end") and not (text.isdigit() and int(text)):
+        raise ConfigError(
+            f"checkpoint {name!r} is not 'half', 'end', a share such as '10%', or a step"
+            f"{did_you_mean(text, ('half', 'end'))}"
+        )
 
 
 def checkpoint_step(checkpoint: str | int, max_steps: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import ConfigError
-from .checkpoints import DEFAULT_CHECKPOINTS
+from .checkpoints import DEFAULT_CHECKPOINTS, check_checkpoint
 
 
 @dataclass
@@ -38,3 +38,5 @@ class GradientsConfig:
             raise ConfigError(f"preconditioner must be 'adam' or null, not {self.preconditioner!r}")
         if not self.checkpoints:
             raise ConfigError("checkpoints is empty: name at least one meta checkpoint, such as half")
+        for name in self.checkpoints:
+            check_checkpoint(name)

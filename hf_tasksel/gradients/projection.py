@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError
+from ..core.extensions import find_part, is_subclass
 
 
 class Projection:
@@ -144,13 +145,15 @@ PROJECTIONS: dict[str, type[Projection]] = {cls.kind: cls for cls in (CountSketc
 
 
 def make_projection(kind: str, dim: int, seed: int) -> Projection:
-    """Return a projection by its registered name.
+    """Return a projection by its registered name, by an entry point, or by `module:Class`.
 
     Raises:
         ConfigError: for an unknown name, or a length below 1.
     """
-    if kind not in PROJECTIONS:
-        raise ConfigError(f"projection {kind!r} is not one of {sorted(PROJECTIONS)}{did_you_mean(kind, PROJECTIONS)}")
+    cls = find_part(kind, PROJECTIONS, "gradients.projection")
+    if not is_subclass(cls, Projection):
+        raise ConfigError(f"gradients.projection {kind!r} is no subclass of gradients.projection.Projection")
     if dim < 1:
         raise ConfigError(f"gradients.dim must be at least 1, not {dim}")
-    return PROJECTIONS[kind](dim=dim, seed=seed)
+    projection: Projection = cls(dim=dim, seed=seed)
+    return projection

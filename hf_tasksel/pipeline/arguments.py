@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from ..config.run_config import DEFAULT_EPOCHS, RunConfig
+from ..config.run_config import DEFAULT_EPOCHS, INHERITED, OWN_KEYS, RunConfig
 from ..core.errors import ConfigError
 from ..core.values import keyword_arguments
 from ..training.training_args import Seq2SeqTaskSelectionConfig, TaskSelectionConfig
@@ -23,30 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "report_to": "none",
 }
-INHERITED = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "logging_steps",
-    "report_to",
-    "bf16",
-    "fp16",
-    "disable_tqdm",
-    "use_cpu",
-    "activation_checkpointing",
-    "gradient_checkpointing",
-    "gradient_checkpointing_kwargs",
-)
 CHECKPOINTING = {"activation_checkpointing", "gradient_checkpointing"}  # the newer name, and the older one
-OWN_KEYS = ("compare_with",)
 COMPARISONS = ("base", "all")
 
 

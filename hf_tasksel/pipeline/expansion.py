@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
-from ..core.distributed import barrier, distributed_rank
+from ..core.distributed import distributed_rank
 from ..core.files import write_json
 from ..core.progress import progress_bar
 from ..estimation.estimator import SubsetEstimator
@@ -22,14 +22,13 @@ from ..gradients.expansion import DISTANCES, Direction, ExpansionError, measure_
 from ..gradients.per_sample import trainable_shapes
 from ..gradients.projection import Projection
 from ..gradients.samples import SampleTable, plan_batches
-from ..records.stores import run_stores
-from ..report.plots import plot_expansion
-from ..report.publish import keep_html_report
-from ..training.models import load_adapter, load_base
+from ..records.estimator import fit_run_estimator
+from ..records.files import EXPANSION_FILE
+from ..report.after_stage import show_stage
 from .context import Run
-from .stages import collect, fit_estimator, make_collator
+from .pipeline import collect
+from .stages.gradients import make_collator
 
-EXPANSION_FILE = "expansion.json"
 SURROGATE, RANDOM = "surrogate", "random"
 NUM_RANDOM = 3
 MAX_SAMPLES = 256
@@ -42,13 +41,13 @@ def check_expansion(run: Run) -> list[ExpansionError]:
     Leaves expansion.json and plots/expansion.png. Collects gradients first if there are none.
     """
     collect(run)
-    estimator = fit_estimator(run)
-    folder = run_stores(run.output_dir, run.config.checkpoint)[0].path
+    estimator = fit_run_estimator(run.output_dir, run.config)
+    folder = estimator.stores_[0].path
     if distributed_rank()[0] == 0:
         run.say(f"measuring expansion errors at {folder.name}")
-        model = load_adapter(load_base(run.config), run.output_dir / "meta" / folder.name, is_trainable=True)
-        model.to(run.meta_args.device)
-        collator = make_collator(run, int(folder.name.rsplit("-", 1)[1]))
+        checkpoint = run.output_dir / "meta" / folder.name
+        model = run.materials.measurable(checkpoint, is_trainable=True)
+        collator = make_collator(run.config, run.materials.tokenizer, checkpoint)
         collator.prepare(model)
         directions = {
             SURROGATE: surrogate_direction(estimator, collator.projections, model),
@@ -58,9 +57,7 @@ def check_expansion(run: Run) -> list[ExpansionError]:
         with progress_bar((1 + len(directions) * len(DISTANCES)) * len(batches), "expansion", "batch") as advance:
             rows = random_averaged(measure_expansion(model, batches, directions, advance=advance))
         write_json(run.output_dir / EXPANSION_FILE, {"checkpoint": folder.name, "errors": [r.to_dict() for r in rows]})
-        plot_expansion(rows, run.output_dir / "plots" / "expansion.png")
-        keep_html_report(run.output_dir, run.say)
-    barrier()
+    show_stage("expansion", run.config, run.output_dir, run.say)
     return read_expansion(run.output_dir)
 
 
@@ -89,10 +86,10 @@ def surrogate_direction(estimator: SubsetEstimator, projections: Sequence[Projec
 
 def dev_batches(run: Run) -> list[dict[str, Any]]:
     """Return at most `MAX_SAMPLES` dev samples as collated batches."""
-    rows = run.tokenized["dev"]
+    rows = run.materials.tokenized["dev"]
     table = SampleTable({"dev": rows.select(range(min(len(rows), MAX_SAMPLES)))})
     options = run.config.gradients
-    collate = DataCollatorForSeq2Seq(run.tokenizer, padding=True)
+    collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
     positions = plan_batches(
         table.pending(table.sample_idx[:0]), table.lengths, options.batch_size, options.tokens_per_batch
     )

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +20,16 @@ import torch
 
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError, TaskSelectionError
-from ..core.files import read_json, write_json
+from ..core.files import write_json
 from ..core.fingerprints import value_fingerprint
 from ..core.progress import progress_bar
 from ..core.quiet import quiet_libraries
-from ..estimation.comparison import TRUTH_FOLDER
-from ..training.evaluation import answer_accuracy, mean_loss
+from ..records.true_runs import TRUTH_FOLDER, TrueRun, read_true_run, true_run_key
+from ..training.evaluation import measure
 from ..training.fine_tuning import Choice, chosen_tasks, fine_tune, row_counts
-from ..training.models import load_adapter, load_base, lora_config
 from .context import Run
 
 Job = tuple[Choice, int, bool]  # what to train on, the seed, and whether answers are generated too
-
-
-@dataclass(frozen=True)
-class TrueRun:
-    """One true fine-tune of the pretrained base.
-
-    Attributes:
-        tasks: what it was trained on, in the order of the task list.
-        drawn: rows of each task, for a mixture or a budget of rows; None for a subset.
-        seed: of adapter initialisation and sample order.
-        dev_loss, test_loss: measured target losses, nats per token.
-        answer_accuracy: share of right final answers on test, where that was asked for.
-        train_samples: training rows of the subset.
-        steps: optimizer steps.
-        seconds: wall-clock time of the training.
-    """
-
-    tasks: list[str]
-    seed: int
-    dev_loss: float
-    test_loss: float
-    answer_accuracy: float | None
-    train_samples: int
-    steps: int
-    seconds: float
-    drawn: dict[str, int] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def true_runs(
@@ -91,6 +59,7 @@ def true_runs(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("true fine-tunes start their own processes: call this without a launcher")
     ordered = [s if row_counts(s) is not None else ordered_tasks(run, chosen_tasks(s)) for s in subsets]
+    run.keep_config()
     jobs: list[Job] = [(tasks, seed, accuracy) for tasks in ordered for seed in seeds]
     missing = [job for job in {truth_path(run, *job): job for job in jobs}.values() if not is_done(run, job)]
     count = min(len(missing), default_processes() if processes is None else processes)
@@ -100,12 +69,6 @@ def true_runs(
         for _ in finished_jobs(run, missing, count):
             advance(1)
     return [[read_true_run(truth_path(run, tasks, s, accuracy)) for s in seeds] for tasks in ordered]
-
-
-def read_true_run(path: Path) -> TrueRun:
-    """Read the result of one fine-tune."""
-    known = {f.name for f in dataclasses.fields(TrueRun)}
-    return TrueRun(**{name: value for name, value in read_json(path).items() if name in known})
 
 
 def default_processes() -> int:
@@ -120,7 +83,7 @@ def cpu_count() -> int:
 
 def ordered_tasks(run: Run, subset: Iterable[str]) -> list[str]:
     """Return a subset's names in the order of the task list, checked."""
-    known = run.splits.task_names
+    known = run.materials.splits.task_names
     wanted = set(subset)
     if unknown := sorted(wanted - set(known)):
         raise ConfigError(f"unknown task {unknown[0]!r}; the tasks are {known}")
@@ -129,12 +92,15 @@ def ordered_tasks(run: Run, subset: Iterable[str]) -> list[str]:
 
 def truth_path(run: Run, tasks: Choice, seed: int, accuracy: bool) -> Path:
     """Return the file of one fine-tune: its name depends on everything that its result depends on."""
-    settings = {k: v for k, v in run.settings("final").items() if k != "seed"}
-    training = {k: v for k, v in settings.pop("fine_tuning").items() if k != "compare_with"}
-    key = {**settings, "fine_tuning": training, "tasks": chosen_tasks(tasks), "run_seed": seed, "accuracy": accuracy}
+    key = {"key": run_key(run), "tasks": chosen_tasks(tasks), "run_seed": seed, "accuracy": accuracy}
     if (drawn := row_counts(tasks)) is not None:
         key["drawn"] = drawn
     return run.output_dir / TRUTH_FOLDER / f"{value_fingerprint(key)}.json"
+
+
+def run_key(run: Run) -> str:
+    """Return the identity of a run's true fine-tunes."""
+    return true_run_key(run.config, run.materials.data_hashes)
 
 
 def is_done(run: Run, job: Job) -> bool:
@@ -188,39 +154,37 @@ def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool) -> Non
     Raises:
         TaskSelectionError: naming the subset that failed.
     """
-    path = truth_path(run, tasks, seed, accuracy)
+    path, materials = truth_path(run, tasks, seed, accuracy), run.materials
     with tempfile.TemporaryDirectory() as folder:
-        args = dataclasses.replace(run.final_args, output_dir=folder, seed=seed, data_seed=seed, disable_tqdm=True)
+        args = dataclasses.replace(
+            materials.final_args, output_dir=folder, seed=seed, data_seed=seed, disable_tqdm=True
+        )
         started = time.perf_counter()
         try:
             tuned = fine_tune(
-                load_base(run.config),
-                run.tokenized["train"],
+                materials.base(),
+                materials.tokenized["train"],
                 tasks,
                 args,
-                peft_config=lora_config(run.config, run.is_encoder_decoder),
-                processing_class=run.tokenizer,
+                peft_config=materials.lora,
+                processing_class=materials.tokenizer,
             )
         except (RuntimeError, ValueError) as error:
             raise TaskSelectionError(
                 f"the fine-tune on {chosen_tasks(tasks)} with seed {seed} failed: {error}"
             ) from error
         seconds = time.perf_counter() - started
-        model = load_adapter(load_base(run.config), folder).to(run.final_args.device)
-    size = run.final_args.per_device_eval_batch_size
-    losses = {
-        f"{split}_loss": mean_loss(model, run.tokenizer, run.tokenized[split], size) for split in ("dev", "test")
-    }
-    options = {"max_new_tokens": 128, "batch_size": 32, **run.config.generation}
-    share = answer_accuracy(model, run.tokenizer, run.splits.test, **options) if accuracy else None
+        model = materials.measurable(Path(folder))
+    answers = materials.splits.test if accuracy else None
+    size = materials.final_args.per_device_eval_batch_size
+    found = measure(model, materials.tokenizer, materials.tokenized, answers, size, run.config.generation)
     result = TrueRun(
         tasks=chosen_tasks(tasks),
         seed=seed,
-        **losses,
-        answer_accuracy=share,
+        **found,
         train_samples=tuned.train_samples,
         steps=tuned.steps,
         seconds=round(seconds, 3),
         drawn=row_counts(tasks),
     )
-    write_json(path, {**result.to_dict(), "settings": value_fingerprint(run.config.true_run_settings)})
+    write_json(path, {**result.to_dict(), "key": run_key(run)})

@@ -8,16 +8,16 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.files import write_json
-from ..estimation.comparison import VERIFICATION_FILE, Verification, compare
+from ..estimation.comparison import Verification, compare
 from ..estimation.estimator import SubsetEstimator, random_halves
 from ..records.estimates_table import write_verified
-from ..records.estimator import calibrate_from_folder, true_losses
-from ..records.evaluation_rows import EVALUATION_FILE
-from ..report.plots import plot_fidelity
-from ..report.publish import keep_html_report, write_report
+from ..records.estimator import calibrate_from_folder, fit_run_estimator
+from ..records.files import VERIFICATION_FILE
+from ..records.true_runs import true_losses
+from ..report.after_stage import show_stage
 from ..selection.result import SelectionResult
 from .context import Run
-from .stages import fit_estimator, select
+from .pipeline import select
 from .true_runs import true_runs
 
 CHOICES = ("random", "unsure")
@@ -47,7 +47,7 @@ def verify(
     if count < 3 or seeds < 1 or choose not in CHOICES:
         raise ConfigError(f"verify needs at least 3 subsets, 1 seed, and a choice of {list(CHOICES)}")
     selection = select(run)
-    estimator = fit_estimator(run)
+    estimator = fit_run_estimator(run.output_dir, run.config)
     calibrate_from_folder(estimator, run.output_dir, run.config)
     chosen = (
         random_subsets(estimator.task_names_, count) if choose == "random" else rivals(estimator, selection, count)
@@ -64,10 +64,7 @@ def verify(
     )
     write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
     write_verified(run.output_dir, result)
-    plot_fidelity(result.calibrated, result.true_losses, run.output_dir / "plots" / "fidelity.png")
-    if (run.output_dir / "final" / EVALUATION_FILE).is_file():  # card and pictures of a finished run show it too
-        write_report(run.config, run.output_dir, SelectionResult.load(run.output_dir / "final"))
-    keep_html_report(run.output_dir, run.say)
+    show_stage("verify", run.config, run.output_dir, run.say)
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ import numpy as np
 
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
-from ..core.files import read_json
-from ..core.fingerprints import value_fingerprint
-from ..estimation.comparison import TRUTH_FOLDER, calibrate_with, cross_calibrated
+from ..estimation.comparison import calibrate_with, cross_calibrated
 from ..estimation.estimator import SubsetEstimator
 from .stores import checkpoint_steps, run_stores
+from .true_runs import true_losses
 
-BEST = "best"
+BEST, AVERAGE = "best", "average"
 
 
 def fit_run_estimator(
@@ -68,7 +66,7 @@ def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, config: RunCon
             f"checkpoint 'best' needs true fine-tunes, and {output_dir} has none: run `hf-tasksel verify` first"
         )
     errors = {}
-    for name in [*checkpoint_steps(output_dir), "average"]:
+    for name in [*checkpoint_steps(output_dir), AVERAGE]:
         estimator.fit(run_stores(output_dir, name), config.target.task)
         mean, _ = cross_calibrated(estimator, subsets, losses)
         errors[name] = np.abs(mean - [np.mean(same) for same in losses])
@@ -94,26 +92,3 @@ def calibrate_from_folder(estimator: SubsetEstimator, output_dir: Path, config: 
     subsets, losses = true_losses(output_dir, config)
     calibrate_with(estimator, subsets, losses)
     return sum(map(len, losses))
-
-
-def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], list[list[float]]]:
-    """Return the subsets that were really fine-tuned with a run's settings, and for each its dev losses by seed.
-
-    Fine-tunes on drawn rows (mixtures, budgets), or with other settings, are left alone, and it is said when there are
-    no others.
-    """
-    settings = value_fingerprint(config.true_run_settings)
-    runs = [read_json(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
-    runs = [run for run in runs if run.get("drawn") is None]
-    mine = [run for run in runs if run.get("settings") == settings]
-    if runs and not mine:
-        warnings.warn(
-            f"the {len(runs)} true fine-tunes in {output_dir / TRUTH_FOLDER} were made with other settings and do not "
-            "calibrate these estimates: run `hf-tasksel verify` again",
-            stacklevel=2,
-        )
-    found: dict[tuple[str, ...], dict[int, float]] = {}
-    for run in mine:
-        found.setdefault(tuple(run["tasks"]), {})[run["seed"]] = run["dev_loss"]
-    subsets = sorted(found)
-    return [list(s) for s in subsets], [[found[s][seed] for seed in sorted(found[s])] for s in subsets]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from ..core.files import read_json
 
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_HEADER = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
@@ -37,6 +40,11 @@ class EvaluationRow:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
+
+
+def read_evaluation(path: Path) -> list[EvaluationRow]:
+    """Read a table of measured models."""
+    return [EvaluationRow(**row) for row in read_json(path)]
 
 
 def evaluation_cells(row: EvaluationRow) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ..core.files import read_json
-from ..estimation.comparison import VERIFICATION_FILE, Verification
+from ..estimation.comparison import Verification
 from ..estimation.fidelity import Fidelity
 from ..selection.analysis.grouping import TaskAffinity
 from ..selection.result import SELECTION_FILE, SelectionResult
@@ -18,6 +18,9 @@ from .estimates_table import ESTIMATES_FILE
 from .evaluation_rows import EVALUATION_FILE, EvaluationRow
 from .loss_curves import LossCurves, read_log
 from .record import read_record
+
+VERIFICATION_FILE = "verification.json"
+EXPANSION_FILE = "expansion.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ def read_run(folder: str | Path) -> RunFiles:
         rows=[EvaluationRow(**row) for row in optional(folder / "final" / EVALUATION_FILE) or []],
         measured_tasks=run["stages"].get("final", {}).get("settings", {}).get("selected", []),
         verification=verification and read_verification(verification),
-        expansion=(optional(folder / "expansion.json") or {}).get("errors", []),
+        expansion=(optional(folder / EXPANSION_FILE) or {}).get("errors", []),
         affinity=affinity and TaskAffinity.from_dict(affinity),
         estimates=pq.read_table(folder / ESTIMATES_FILE).to_pylist() if (folder / ESTIMATES_FILE).is_file() else [],
         meta_curves=read_log(folder / "meta" / "meta.json", tasks),

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..core.distributed import barrier, distributed_rank
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, TaskSelectionError
 from ..core.files import read_json, write_json
-from ..core.version import __version__
 
 RUN_FILE = "run.json"
 REPORT_FILE = "report.html"
-LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "evaluate", "huggingface_hub")
+LOCK_FILE = ".run.lock"
 
 
 class RunRecord:
@@ -36,10 +35,44 @@ class RunRecord:
         self.values: dict[str, Any] = read_json(self.path) if self.path.is_file() else {"stages": {}}
 
     def update(self, **values: Any) -> None:
-        """Set top-level entries and write the file."""
-        self.values.update(values)
-        if distributed_rank()[0] == 0 and not self.read_only:
+        """Set top-level entries, and add to the stages, beside what other processes have put on record meanwhile."""
+        stages = values.pop("stages", {})
+        if distributed_rank()[0] != 0 or self.read_only:
+            self.merge(self.values, values, stages)
+            return
+        with self.lock(LOCK_FILE, wait=True):
+            on_disk = read_json(self.path) if self.path.is_file() else {}
+            self.merge({"stages": {}, **on_disk}, values, stages)
             write_json(self.path, self.values)
+
+    def merge(self, known: dict[str, Any], values: dict[str, Any], stages: dict[str, Any]) -> None:
+        """Take over what was known, then what is new."""
+        self.values = {**known, **values, "stages": {**known["stages"], **stages}}
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, wait: bool) -> Iterator[None]:
+        """Hold a lock file of the folder, against other processes on it.
+
+        Raises:
+            TaskSelectionError: when another process holds it and `wait` is not set, or the folder cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            held = FileLock(self.path.parent / name)
+            held.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise TaskSelectionError(
+                f"another process works on {self.path.parent}: wait for it, or use another output_dir"
+            ) from None
+        except OSError as error:
+            raise TaskSelectionError(
+                f"cannot write into {self.path.parent}: {error.strerror or error}; make the folder writable or use "
+                "another output_dir"
+            ) from error
+        try:
+            yield
+        finally:
+            held.release()
 
     def fingerprint(self, stage: str) -> str | None:
         """Return what a finished stage was made from, or None."""
@@ -57,8 +90,10 @@ class RunRecord:
         """
         extra: dict[str, Any] = {}
         started = time.perf_counter()
-        yield extra
-        barrier()
+        writes = distributed_rank()[0] == 0 and not self.read_only
+        with self.lock(f".{name.replace('/', '-')}.lock", wait=False) if writes else contextlib.nullcontext():
+            yield extra
+            barrier()
         entry = {
             "fingerprint": fingerprint,
             "settings": settings,
@@ -66,7 +101,7 @@ class RunRecord:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **extra,
         }
-        self.update(stages={**self.values["stages"], name: entry})
+        self.update(stages={name: entry})
 
 
 def read_record(output_dir: Path) -> dict[str, Any]:
@@ -79,15 +114,6 @@ def read_record(output_dir: Path) -> dict[str, Any]:
         raise ConfigError(f"{output_dir} is not the output folder of a run: it has no {RUN_FILE}")
     values: dict[str, Any] = read_json(output_dir / RUN_FILE)
     return values
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of the libraries it stands on."""
-    found = {"python": platform.python_version(), "hf_tasksel": __version__}
-    for library in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[library] = metadata.version(library)
-    return found
 
 
 def without_folders(values: Any) -> Any:

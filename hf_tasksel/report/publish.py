@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,50 +10,29 @@ from typing import Any
 import yaml
 
 from ..config.run_config import RunConfig
-from ..core.distributed import distributed_rank
 from ..core.files import read_json, write_json
+from ..core.version import versions
 from ..data.sources import is_hub_dataset, used_datasets
-from ..estimation.comparison import VERIFICATION_FILE
 from ..records.estimator import fit_run_estimator
-from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow
-from ..records.record import REPORT_FILE, RUN_FILE, versions, without_folders
+from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow, read_evaluation
+from ..records.files import VERIFICATION_FILE
+from ..records.record import RUN_FILE, without_folders
 from ..selection.result import SELECTION_FILE, SelectionResult
 from .card import CardInfo, plain_card, write_card
 from .hub import ADAPTER_CONFIG, dataset_licences, push
-from .page.page import write_html_report
 from .plots import plot_evaluation, plot_selection
 
 
 def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult) -> None:
     """Write plots into `plots/` and gather card, plots, selection and run record in `final/`, ready to push."""
     plots, final = output_dir / "plots", output_dir / "final"
-    rows = measured_rows(output_dir)
+    rows = read_evaluation(output_dir / "final" / EVALUATION_FILE)
     plot_selection(selection, plots / "selection.png", config.task_notes)
     plot_evaluation(rows, plots / "evaluation.png")
     shutil.copytree(plots, final / "plots", dirs_exist_ok=True)
     selection.save(final / SELECTION_FILE)
     write_json(final / RUN_FILE, without_folders(read_json(output_dir / RUN_FILE)))
     write_card(final, card_info(config, output_dir, selection, rows))
-
-
-def measured_rows(output_dir: Path) -> list[EvaluationRow]:
-    """Read the evaluation table of a finished run."""
-    return [EvaluationRow(**row) for row in read_json(output_dir / "final" / EVALUATION_FILE)]
-
-
-def keep_html_report(output_dir: Path, say: Callable[[str], None]) -> None:
-    """Bring `report.html` up to date on the first rank.
-
-    What fails here is said and stops nothing: stages are done and on record, and only a page about them is missing.
-    """
-    if distributed_rank()[0] != 0:
-        return
-    try:
-        write_html_report(output_dir)
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            (output_dir / REPORT_FILE).unlink()  # better none than one of an earlier state
-        say(f"{REPORT_FILE} could not be written, results are not affected: {type(error).__name__}: {error}")
 
 
 def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:
@@ -92,7 +69,7 @@ def push_final(config: RunConfig, output_dir: Path) -> list[str]:
         TaskSelectionError: as in `hub.push`.
     """
     hub, final = config.hub, output_dir / "final"
-    info = card_info(config, output_dir, SelectionResult.load(final), measured_rows(output_dir))
+    info = card_info(config, output_dir, SelectionResult.load(final), read_evaluation(final / EVALUATION_FILE))
     write_card(final, replace(info, datasets=dataset_licences([*info.datasets])))
     options: dict[str, Any] = {"private": hub.private, "revision": hub.revision, "create_pr": hub.create_pr}
     addresses = [push(final, hub.repo_id or output_dir.name, **options)]

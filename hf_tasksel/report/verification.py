@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..estimation.comparison import VERIFICATION_FILE, Verification
+from ..estimation.comparison import Verification
 from ..estimation.fidelity import Fidelity
+from ..records.files import VERIFICATION_FILE
 
 COLUMNS = ("", "first order", "calibrated", "constant", "other seed", "attainable")
 

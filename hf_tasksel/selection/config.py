@@ -32,3 +32,8 @@ class SelectionConfig:
         for name in ("tolerance_std", "cost_per_token"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("max_tasks", "num_subsets"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigError(f"{name} must be at least 1, not {count}")
+        if not 0 < self.subset_fraction <= 1:
+            raise ConfigError(f"subset_fraction must be above 0 and at most 1, not {self.subset_fraction}")

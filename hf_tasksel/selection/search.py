@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 
-from ..core.errors import ConfigError, did_you_mean
+from ..core.errors import ConfigError
+from ..core.extensions import find_part
 from .ensemble import random_ensemble, surrogate_search
 from .exhaustive import exhaustive_search
 from .greedy import backward_elimination, forward_selection, swap_selection
@@ -23,14 +25,13 @@ SEARCHES: dict[str, Callable[..., SelectionResult]] = {
 """Name -> search: what `selection.method` may be. A search takes a fitted estimator, and options by their names."""
 
 
-def check_method(method: str) -> str:
-    """Return `method` if it names a search.
+def search_method(name: str) -> Callable[..., SelectionResult]:
+    """Return a search by its registered name, by the entry point of a package, or by `module:function`.
 
     Raises:
-        ConfigError: otherwise, with the nearest known name.
+        ConfigError: when there is none, or it is no function of an estimator and `min_tasks`.
     """
-    if method not in SEARCHES:
-        raise ConfigError(
-            f"selection.method {method!r} is not one of {list(SEARCHES)}{did_you_mean(method, SEARCHES)}"
-        )
-    return method
+    search: Callable[..., SelectionResult] = find_part(name, SEARCHES, "selection.method")
+    if not callable(search) or "min_tasks" not in signature(search).parameters:
+        raise ConfigError(f"selection.method {name!r} is no function of an estimator and an option min_tasks")
+    return search

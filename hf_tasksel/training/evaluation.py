@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,3 +106,29 @@ def generate(
     )
     start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     return list(tokenizer.batch_decode(output[:, start:], skip_special_tokens=True))
+
+
+def measure(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Mapping[str, Dataset],
+    answers: Dataset | None,
+    batch_size: int,
+    generation: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return `dev_loss` and `test_loss`, nats per token, and `answer_accuracy` where there are answers.
+
+    Args:
+        model: on the device that it is measured on.
+        tokenizer: its tokenizer.
+        splits: tokenized `dev` and `test` rows.
+        answers: canonical text rows of test; None measures no accuracy, as rows without answers do.
+        batch_size: of the losses.
+        generation: `max_new_tokens` and `batch_size` of generated answers; see `answer_accuracy`.
+    """
+    found: dict[str, Any] = {
+        f"{name}_loss": mean_loss(model, tokenizer, splits[name], batch_size) for name in ("dev", "test")
+    }
+    has_answers = answers is not None and all(answers["answer"])
+    found["answer_accuracy"] = answer_accuracy(model, tokenizer, answers, **generation) if has_answers else None
+    return found

@@ -200,7 +200,7 @@ def test_a_store_of_another_model_is_one_sentence(config_file, run_values, capsy
 
 
 def test_a_loss_that_is_not_finite_names_the_sample(config_file, monkeypatch, capsys):
-    from hf_tasksel.pipeline import stages as pipeline
+    from hf_tasksel.pipeline import pipeline
 
     path = config_file()
     assert cli.main(["meta-train", path, "--quiet"]) == 0

@@ -47,8 +47,8 @@ def worst_error(model: Any, family: str) -> float:
     return max(relative_error(found[o], autograd_loop(precise, rows, o)) for o in OBJECTIVES)
 
 
-# Attention (gpt_neo) or its softmax (all eager attention) is in float32 whatever the dtype of the model; how much of that
-# is seen depends on the processor.
+# Attention (gpt_neo) or its softmax (all eager attention) is in float32 whatever the dtype of the model; how much of
+# that is seen depends on the processor.
 EAGER = 1e-6
 PRECISION = {"gpt_neo": 1e-5, "bloom": EAGER, "gemma2": EAGER}
 

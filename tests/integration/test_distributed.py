@@ -20,7 +20,7 @@ import fsdp_worker
 from conftest import small_run
 from hf_tasksel import GradientStore, SelectionResult
 from hf_tasksel.config.run_config import RunConfig
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "recipes" / "accelerate_configs"

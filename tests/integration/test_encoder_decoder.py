@@ -10,7 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_tasksel import GradientStore
 from hf_tasksel.config.run_config import RunConfig
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import pipeline
 
 
 def test_every_stage_runs_on_t5(run_values, tokenizer, tmp_path):

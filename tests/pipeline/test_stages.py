@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,9 +17,13 @@ from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError, TaskSelectionError
 from hf_tasksel.core.files import read_json
 from hf_tasksel.gradients.attached import AttachedModel
-from hf_tasksel.pipeline import stages as pipeline
+from hf_tasksel.pipeline import materials, pipeline
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.stages import fine_tuning, selection
 from hf_tasksel.records.evaluation_rows import EvaluationRow
+from hf_tasksel.report import after_stage
+from hf_tasksel.training import evaluation
+from hf_tasksel.training.trainer import TaskSelectionTrainer
 
 
 def run(values: dict[str, Any]) -> list[Any]:
@@ -51,7 +56,7 @@ def test_every_stage_leaves_its_result(finished):
 
 def test_a_second_call_does_nothing_and_says_the_same(finished, monkeypatch):
     values, rows, _ = finished
-    monkeypatch.setattr(pipeline, "load_base", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(materials, "load_base", lambda config: pytest.fail("a model was loaded"))
     assert run(values) == rows
 
 
@@ -65,23 +70,19 @@ def test_a_changed_costly_setting_is_an_error_and_a_cheap_one_is_done_again(fini
     assert pipeline.select(Run(backward, lambda m: None)).method == "backward"
 
 
-STAGES = {
-    "meta training": ("hf_tasksel.training.trainer.TaskSelectionTrainer.training_step", 4),
-    "gradients": ("hf_tasksel.gradients.attached.AttachedModel.gradients", 9),
-    "selection": ("hf_tasksel.pipeline.stages.search", 1),
-    "fine-tuning": ("hf_tasksel.pipeline.stages.fine_tune", 2),
-    "measuring": ("hf_tasksel.pipeline.stages.mean_loss", 3),
-    "report": ("hf_tasksel.pipeline.stages.write_report", 1),
+STAGES: dict[str, tuple[Any, str, int]] = {
+    "meta training": (TaskSelectionTrainer, "training_step", 4),
+    "gradients": (AttachedModel, "gradients", 9),
+    "selection": (selection, "search", 1),
+    "fine-tuning": (fine_tuning, "fine_tune", 2),
+    "measuring": (evaluation, "mean_loss", 3),
+    "report": (after_stage, "write_report", 1),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_killed_in_any_stage_goes_on_to_the_same_selection(stage, finished, run_values, monkeypatch):
-    target, call = STAGES[stage]
-    module_name, name = target.rsplit(".", 1)
-    owner: Any = pipeline if module_name == "hf_tasksel.pipeline.stages" else None
-    if owner is None:
-        owner = AttachedModel if name == "gradients" else pipeline.TaskSelectionTrainer
+    owner, name, call = STAGES[stage]
     original, calls = getattr(owner, name), []
 
     def breaks(*args: Any, **kwargs: Any) -> Any:
@@ -125,10 +126,12 @@ def test_new_gradients_ask_for_a_new_selection(finished):
     values, _, _ = finished
     current = Run(RunConfig.from_dict(values), say=lambda message: None)
     longer = Run(RunConfig.from_dict({**values, "fine_tuning": {"max_steps": 12}}), say=lambda message: None)
-    before = current.settings("select")
-    assert longer.settings("select") != before, "so do fine-tunes of another length"
+    (before,) = selection.pieces(current)
+    (other,) = selection.pieces(longer)
+    assert other.key != before.key, "so do fine-tunes of another length"
     current.record.values["stages"]["gradients/checkpoint-3"]["fingerprint"] += "x"
-    assert current.settings("select") != before
+    (after,) = selection.pieces(current)
+    assert after.key != before.key
 
 
 def test_a_surrogate_without_its_gradients_is_refused_before_anything_is_trained(run_values):
@@ -165,9 +168,9 @@ def test_a_folder_that_nobody_prepared_gives_a_result(run_values, tmp_path):
         encoding="utf-8",
     )
     rows = run({**run_values, "tasks": {"from": f"{tmp_path}/my data (new)/*.jsonl"}, "max_length": 128})
-    selection = SelectionResult.load(run_values["output_dir"])
-    assert sorted(selection.effects) == ["$math_{x}", "a.b-c d", "blank lines", "Ünï cøde 💡"]
+    found = SelectionResult.load(run_values["output_dir"])
+    assert sorted(found.effects) == ["$math_{x}", "a.b-c d", "blank lines", "Ünï cøde 💡"]
     assert rows[-1].model == "selection"
-    report = json.loads((pipeline.Path(run_values["output_dir"]) / "run.json").read_text())["data"]
+    report = json.loads((Path(run_values["output_dir"]) / "run.json").read_text())["data"]
     assert report["empty_completions"] == {"a.b-c d": 1}
     assert report["truncated"] == {"$math_{x}": 1}

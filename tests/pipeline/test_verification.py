@@ -21,15 +21,15 @@ from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.estimation.comparison import compare, cross_calibrated
 from hf_tasksel.pipeline import true_runs
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.stages import fit_estimator, select
+from hf_tasksel.pipeline.pipeline import select
 from hf_tasksel.pipeline.verification import random_subsets, rivals, verify
 from hf_tasksel.records.estimator import (
     best_checkpoint,
     calibrate_from_folder,
     fit_run_estimator,
     surely_best,
-    true_losses,
 )
+from hf_tasksel.records.true_runs import true_losses
 from hf_tasksel.training.fine_tuning import row_counts
 
 
@@ -80,7 +80,9 @@ def test_later_verifications_add_to_earlier_ones(verified, monkeypatch):
     second = verify(run, 3, choose="unsure", processes=1)
     subsets, losses = true_losses(run.output_dir, run.config)
     assert {tuple(s) for s in subsets} == {tuple(s) for s in [*first.subsets, *second.subsets]}
-    assert calibrate_from_folder(fit_estimator(run), run.output_dir, run.config) == sum(map(len, losses))
+    assert calibrate_from_folder(fit_run_estimator(run.output_dir, run.config), run.output_dir, run.config) == sum(
+        map(len, losses)
+    )
     select(run)  # is made again, and keeps what was verified
     rows = pq.read_table(run.output_dir / "estimates.parquet").to_pylist()
     assert {tuple(r["tasks"]) for r in rows if r["kind"] == "verified"} == {tuple(s) for s in subsets}
@@ -93,7 +95,7 @@ def test_true_runs_of_other_settings_do_not_calibrate(verified):
     run, _, _ = verified
     other = RunConfig.from_dict({**run.config.to_dict(), "fine_tuning": {"max_steps": 3}})
     with pytest.warns(UserWarning, match="true fine-tunes in .* were made with other settings"):
-        assert calibrate_from_folder(fit_estimator(run), run.output_dir, other) == 0
+        assert calibrate_from_folder(fit_run_estimator(run.output_dir, run.config), run.output_dir, other) == 0
 
 
 def test_a_true_run_is_a_fine_tune_of_the_base_with_its_seed(verified):
@@ -110,7 +112,7 @@ def test_a_true_run_is_a_fine_tune_of_the_base_with_its_seed(verified):
 def test_a_mixture_is_really_fine_tuned_and_calibrates_nothing(verified):
     run, _, _ = verified
     before = true_losses(run.output_dir, run.config)
-    mixture = optimize_mixture(fit_estimator(run), restarts=2, max_iter=5)
+    mixture = optimize_mixture(fit_run_estimator(run.output_dir, run.config), restarts=2, max_iter=5)
     more = dataclasses.replace(mixture, num_samples=2 * mixture.num_samples)
     (one,), (two,) = true_runs.true_runs(run, [mixture, more], [1], processes=1)
     assert (one.train_samples, two.train_samples) == (mixture.num_samples, more.num_samples)
@@ -192,7 +194,7 @@ def test_several_processes_measure_what_one_does(verified, tmp_path):
 def test_the_least_sure_subsets_are_the_selection_and_its_rivals(verified):
     run, _, _ = verified
     selection = select(run)
-    found = rivals(fit_estimator(run), selection, 4)
+    found = rivals(fit_run_estimator(run.output_dir, run.config), selection, 4)
     assert found[0] == selection.selected
     assert len({tuple(subset) for subset in found}) == 4
 

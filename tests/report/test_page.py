@@ -25,7 +25,7 @@ from hf_tasksel.core.files import read_json, write_json
 from hf_tasksel.estimation.comparison import Verification
 from hf_tasksel.estimation.fidelity import measure_fidelity
 from hf_tasksel.records.estimates_table import COLUMNS, ESTIMATES_FILE
-from hf_tasksel.report import publish as report
+from hf_tasksel.report import after_stage as report
 from hf_tasksel.report.page.page import write_html_report
 from hf_tasksel.report.plots import plot_fidelity
 

@@ -9,7 +9,7 @@ import pytest
 
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
-from hf_tasksel.pipeline.stages import search as configured_search
+from hf_tasksel.pipeline.stages.selection import search as configured_search
 from hf_tasksel.selection.ensemble import random_ensemble, random_subsets, surrogate_search
 from hf_tasksel.selection.exhaustive import exhaustive_search
 from hf_tasksel.selection.greedy import backward_elimination, forward_selection, greedy_additions, swap_selection

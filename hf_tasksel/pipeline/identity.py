@@ -1,0 +1,39 @@
+"""What results depend on: one function for each kind of work, so that its file, its end and its use agree on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config.run_config import audible
+from ..core.fingerprints import data_fingerprint
+from .context import Run
+
+
+def meta_settings(run: Run) -> dict[str, Any]:
+    """Return what meta training depends on."""
+    config = run.config
+    return {
+        **config.base_settings,
+        "data": {"train": run.materials.data_hashes["train"]},
+        "meta": audible(config.meta),
+        "checkpoints": [str(name) for name in config.gradients.checkpoints],
+    }
+
+
+def fine_tune_settings(run: Run) -> dict[str, Any]:
+    """Return what every fine-tune of the base depends on, besides its tasks."""
+    return {**run.config.fine_tune_settings, "data": {"train": run.materials.data_hashes["train"]}}
+
+
+def settings_of_0_1_0(run: Run, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what version 0.1.0 put on record for a costly piece of work, so that its results still count."""
+    config = run.config
+    if name.startswith("gradients/"):
+        return {key: value for key, value in settings.items() if key != "data"}
+    if name != "meta" and not name.startswith("fine_tune/"):
+        return None
+    base = {**config.base_settings, "data": data_fingerprint(run.materials.tokenized), "meta": config.meta}
+    if name == "meta":
+        return {**base, "checkpoints": settings["checkpoints"]}
+    more = {"fine_tuning": config.fine_tuning, "generation": config.generation, "tasks": settings["tasks"]}
+    return {**base, **more}

@@ -1,0 +1,115 @@
+"""Fine-tuning: the base on the selection, and on all tasks to compare; then all of them are measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...core.distributed import barrier, distributed_rank
+from ...core.files import write_json
+from ...records.evaluation_rows import EVALUATION_FILE, EvaluationRow
+from ...selection.result import SelectionResult
+from ...training.adapters import ADAPTER_FILE
+from ...training.evaluation import measure
+from ...training.fine_tuning import fine_tune
+from ..arguments import comparisons
+from ..context import Run
+from ..identity import fine_tune_settings
+from ..pieces import Piece, Stage
+
+FINAL, TUNED = "final", "fine_tune/"
+ALL, SELECTION = "all tasks", "selection"
+
+
+def chosen(run: Run) -> dict[str, list[str]]:
+    """Return what is fine-tuned: name -> tasks."""
+    selected, known = SelectionResult.load(run.output_dir).selected, run.materials.splits.task_names
+    wanted = {SELECTION: selected}
+    if "all" in comparisons(run.config) and set(selected) != set(known):
+        wanted = {ALL: known, **wanted}
+    return wanted
+
+
+def tuned_folder(run: Run, name: str) -> Path:
+    """Return the folder of a fine-tune."""
+    return run.output_dir / "final" if name == SELECTION else run.output_dir / "compare" / name.replace(" ", "-")
+
+
+def pieces(run: Run) -> list[Piece]:
+    """One fine-tune each, and the measuring of all."""
+    selection, config = SelectionResult.load(run.output_dir), run.config
+    hashes, common = run.materials.data_hashes, fine_tune_settings(run)
+    found = [
+        Piece(TUNED + name, {**common, "tasks": tasks}, tuned_folder(run, name) / ADAPTER_FILE)
+        for name, tasks in chosen(run).items()
+    ]
+    settings = {
+        "fine_tunes": {piece.name: piece.key for piece in found},
+        "data": {name: hashes[name] for name in ("dev", "test")},
+        "compare_with": comparisons(config),
+        "generation": config.generation,
+        "selected": selection.selected,
+        "estimates": [selection.estimate, selection.estimate_all],
+    }
+    return [*found, Piece(FINAL, settings, run.output_dir / "final" / EVALUATION_FILE)]
+
+
+def work(run: Run, piece: Piece) -> dict[str, Any]:
+    """Fine-tune once, or measure."""
+    if piece.name == FINAL:
+        measure_all(run, piece.result)
+        return {}
+    return tune(run, piece.name.removeprefix(TUNED), piece.settings["tasks"], piece.result.parent)
+
+
+def tune(run: Run, name: str, tasks: list[str], folder: Path) -> dict[str, Any]:
+    """Fine-tune the base on some tasks."""
+    materials = run.materials
+    run.say(f"fine-tuning the base on {name} ({len(tasks)} tasks)")
+    tuned = fine_tune(
+        materials.base(),
+        materials.tokenized["train"],
+        tasks,
+        dataclasses.replace(materials.final_args, output_dir=str(folder)),
+        peft_config=materials.lora,
+        processing_class=materials.tokenizer,
+    )
+    return {"train_samples": tuned.train_samples, "train_seconds": round(tuned.seconds, 3)}
+
+
+def measure_all(run: Run, path: Path) -> None:
+    """Measure the base as it is and every fine-tune on dev and test rows; leaves the table of evaluation rows."""
+    selection, materials, stages = SelectionResult.load(run.output_dir), run.materials, run.record.values["stages"]
+    estimates = {ALL: selection.estimate_all, SELECTION: selection.estimate}
+    figures = partial(
+        measure,
+        tokenizer=materials.tokenizer,
+        splits=materials.tokenized,
+        answers=materials.splits.test,
+        batch_size=materials.meta_args.per_device_eval_batch_size,
+        generation=run.config.generation,
+    )
+    rows = []
+    if "base" in comparisons(run.config):
+        run.say("measuring the pretrained base")
+        rows.append(EvaluationRow("base", 0, None, **figures(materials.measurable())))
+    for name, tasks in chosen(run).items():
+        done = stages[TUNED + name]
+        model = materials.measurable(tuned_folder(run, name))
+        row = {"train_samples": done["train_samples"], "seconds": done["train_seconds"], **figures(model)}
+        rows.append(EvaluationRow(name, len(tasks), estimates[name], **row))
+    if distributed_rank()[0] == 0:
+        selection.save(path.parent)
+        write_json(path, [row.to_dict() for row in rows])
+    barrier()
+
+
+STAGE = Stage(
+    "fine-tune",
+    reads=("selection.json",),
+    writes=("final/adapter_model.safetensors", "final/evaluation.json", "compare/"),
+    pieces=pieces,
+    work=work,
+)

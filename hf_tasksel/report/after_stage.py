@@ -1,0 +1,85 @@
+"""What is shown after a stage: plots, card and page, made from the files of the run's folder, in this one place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config.run_config import RunConfig
+from ..core.distributed import barrier, distributed_rank
+from ..core.files import read_json
+from ..gradients.expansion import ExpansionError
+from ..records.affinity import AFFINITY_FILE
+from ..records.evaluation_rows import EVALUATION_FILE
+from ..records.files import EXPANSION_FILE, VERIFICATION_FILE
+from ..records.record import REPORT_FILE
+from ..selection.analysis.grouping import TaskAffinity
+from ..selection.result import SelectionResult
+from .page.page import write_html_report
+from .plots import plot_affinity, plot_expansion, plot_fidelity, plot_selection
+from .publish import write_report
+
+
+def show_stage(stage: str, config: RunConfig, output_dir: Path, say: Callable[[str], None]) -> None:
+    """Bring what is shown up to date after a stage, on the first rank.
+
+    Args:
+        stage: a key of `SHOWN`.
+        config: the run's configuration.
+        output_dir: the run's folder.
+        say: hears of a page that could not be written.
+    """
+    if distributed_rank()[0] == 0:
+        SHOWN[stage](config, output_dir)
+        keep_html_report(output_dir, say)
+    barrier()
+
+
+def keep_html_report(output_dir: Path, say: Callable[[str], None]) -> None:
+    """Bring `report.html` up to date.
+
+    What fails here is said and stops nothing: stages are done and on record, and only a page about them is missing.
+    """
+    try:
+        write_html_report(output_dir)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            (output_dir / REPORT_FILE).unlink()  # better none than one of an earlier state
+        say(f"{REPORT_FILE} could not be written, results are not affected: {type(error).__name__}: {error}")
+
+
+def show_selection(config: RunConfig, output_dir: Path) -> None:
+    """Draw the search path and which tasks help each other."""
+    selection, plots = SelectionResult.load(output_dir), output_dir / "plots"
+    plot_selection(selection, plots / "selection.png", config.task_notes)
+    if (affinity := output_dir / AFFINITY_FILE).is_file():
+        groups = [group for group in (selection.selected, selection.dropped) if group]
+        plot_affinity(TaskAffinity.from_dict(read_json(affinity)), plots / "affinity.png", groups)
+
+
+def show_results(config: RunConfig, output_dir: Path) -> None:
+    """Write card, plots and evidence of a finished run."""
+    if (output_dir / "final" / EVALUATION_FILE).is_file():
+        write_report(config, output_dir, SelectionResult.load(output_dir / "final"))
+
+
+def show_verification(config: RunConfig, output_dir: Path) -> None:
+    """Draw estimates against true losses; card and pictures of a finished run show them too."""
+    found = read_json(output_dir / VERIFICATION_FILE)
+    plot_fidelity(found["calibrated"], found["true_losses"], output_dir / "plots" / "fidelity.png")
+    show_results(config, output_dir)
+
+
+def show_expansion(config: RunConfig, output_dir: Path) -> None:
+    """Draw how the errors of the expansion grow with the distance."""
+    rows = read_json(output_dir / EXPANSION_FILE)["errors"]
+    plot_expansion([ExpansionError(**row) for row in rows], output_dir / "plots" / "expansion.png")
+
+
+SHOWN: dict[str, Callable[[RunConfig, Path], None]] = {
+    "select": show_selection,
+    "fine-tune": show_results,
+    "verify": show_verification,
+    "expansion": show_expansion,
+}
