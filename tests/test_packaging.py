@@ -57,7 +57,13 @@ def wheel(source: Path) -> Path:
 def test_the_wheel_holds_package_quickstart_and_types_and_is_small(wheel):
     assert wheel.stat().st_size < 8 * MEGABYTE
     names = zipfile.ZipFile(wheel).namelist()
-    wanted = ["py.typed", "cli.py", "quickstart/config.yaml", "quickstart/base/model.safetensors"]
+    wanted = [
+        "py.typed",
+        "cli/main.py",
+        "report/templates/report.html",
+        "quickstart/config.yaml",
+        "quickstart/base/model.safetensors",
+    ]
     assert [name for name in wanted if f"hf_tasksel/{name}" not in names] == []
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hf_tasksel"}
     assert not [name for name in names if name.endswith((".pyc", ".bin", ".pt"))]

@@ -50,6 +50,7 @@ INHERITED = (
     "gradient_checkpointing_kwargs",
 )
 OWN_KEYS = ("compare_with",)
+COMPARISONS = ("base", "all")
 # Training arguments that change what is said, kept or measured on the way, and never the weights.
 SILENT = {
     *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to", "run_name", "disable_tqdm"),
@@ -68,7 +69,10 @@ class RunConfig(ModelConfig, DataConfig):
     Attributes:
         output_dir: where every stage leaves its result.
         meta: keyword arguments of `TaskSelectionConfig`.
-        gradients, estimator, selection, hub: see `GradientsConfig`, `EstimatorConfig`, `SelectionConfig`, `HubConfig`.
+        gradients: see `GradientsConfig`.
+        estimator: see `EstimatorConfig`.
+        selection: see `SelectionConfig`.
+        hub: see `HubConfig`.
         fine_tuning: keyword arguments of `trl.SFTConfig`, and `compare_with` (a list of `all`, `base`).
         generation: `max_new_tokens` and `batch_size` of the answers that are generated to measure accuracy.
         task_notes: remarks about tasks that tables and cards show beside their names.
@@ -147,6 +151,19 @@ class RunConfig(ModelConfig, DataConfig):
             return 1.0
         epochs = [float(section.get("num_train_epochs", DEFAULT_EPOCHS)) for section in (meta, tuned)]
         return epochs[1] / epochs[0]
+
+    @property
+    def compare_with(self) -> list[str]:
+        """Which models the selection is compared with: `base` and `all` unless `fine_tuning` says else.
+
+        Raises:
+            ConfigError: for an unknown name.
+        """
+        wanted = self.fine_tuning.get("compare_with", list(COMPARISONS)) or []
+        unknown = [name for name in wanted if name not in COMPARISONS]
+        if unknown:
+            raise ConfigError(f"fine_tuning.compare_with: {unknown[0]!r} is not one of {list(COMPARISONS)}")
+        return list(wanted)
 
     @property
     def base_settings(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import platform
 from importlib import metadata
 
 __version__ = "0.1.0"
+"""The version of the package."""
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "evaluate", "huggingface_hub")
 
 

@@ -24,7 +24,6 @@ DEFAULTS: dict[str, Any] = {
     "report_to": "none",
 }
 CHECKPOINTING = {"activation_checkpointing", "gradient_checkpointing"}  # the newer name, and the older one
-COMPARISONS = ("base", "all")
 
 
 def meta_arguments(config: RunConfig, output_dir: str, is_encoder_decoder: bool) -> Any:
@@ -110,17 +109,3 @@ def build(cls: Any, options: dict[str, Any], section: str) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{section}: {str(error).splitlines()[0]}") from error
-
-
-def comparisons(config: RunConfig) -> list[str]:
-    """Return which models the selection is compared with: `base` and `all` unless `fine_tuning.compare_with` says
-    else.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    wanted = config.fine_tuning.get("compare_with", list(COMPARISONS))
-    unknown = [name for name in wanted or [] if name not in COMPARISONS]
-    if unknown:
-        raise ConfigError(f"fine_tuning.compare_with: {unknown[0]!r} is not one of {list(COMPARISONS)}")
-    return list(wanted or [])

@@ -11,7 +11,6 @@ from ..gradients.collator import GradientCollator
 from ..gradients.gradient_pass import PassOptions
 from ..records.estimator import AVERAGE, BEST
 from ..selection.search import search_method
-from .arguments import comparisons
 
 SKETCH_OPTIONS = ("objectives", "projection", "dim", "seeds", "dtype")
 PASS_OPTIONS = ("batch_size", "tokens_per_batch", "shard_size", "self_check")  # they do not change the gradients
@@ -25,7 +24,7 @@ def check_config(config: RunConfig) -> None:
         ConfigError: naming the key, and the nearest known value where there is one.
     """
     search_method(config.selection.method)
-    comparisons(config)
+    _ = config.compare_with  # refuses unknown names
     GradientCollator(lambda features: {}, **config.part("gradients", SKETCH_OPTIONS))
     PassOptions(**config.part("gradients", PASS_OPTIONS))
     check_estimator(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.run_config import audible
-from ..core.fingerprints import data_fingerprint
+from ..core.fingerprints import data_fingerprint, value_fingerprint
 from .context import Run
 
 
@@ -25,15 +25,15 @@ def fine_tune_settings(run: Run) -> dict[str, Any]:
     return {**run.config.fine_tune_settings, "data": {"train": run.materials.data_hashes["train"]}}
 
 
-def settings_of_0_1_0(run: Run, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what version 0.1.0 put on record for a costly piece of work, so that its results still count."""
+def key_of_0_1_0(run: Run, name: str, settings: dict[str, Any]) -> str | None:
+    """Return the key that version 0.1.0 put on record for a costly piece of work, so that its results still count."""
     config = run.config
     if name.startswith("gradients/"):
-        return {key: value for key, value in settings.items() if key != "data"}
+        return value_fingerprint({key: value for key, value in settings.items() if key != "data"})
     if name != "meta" and not name.startswith("fine_tune/"):
         return None
-    base = {**config.base_settings, "data": data_fingerprint(run.materials.tokenized), "meta": config.meta}
+    more = {"fine_tuning": config.fine_tuning, "generation": config.generation, "tasks": settings.get("tasks")}
     if name == "meta":
-        return {**base, "checkpoints": settings["checkpoints"]}
-    more = {"fine_tuning": config.fine_tuning, "generation": config.generation, "tasks": settings["tasks"]}
-    return {**base, **more}
+        more = {"checkpoints": settings["checkpoints"]}
+    data = data_fingerprint(run.materials.tokenized)
+    return value_fingerprint({**config.base_settings, "data": data, "meta": config.meta, **more})

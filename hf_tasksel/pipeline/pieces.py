@@ -11,7 +11,7 @@ from typing import Any
 from ..core.errors import TaskSelectionError
 from ..core.fingerprints import value_fingerprint
 from .context import Run
-from .identity import settings_of_0_1_0
+from .identity import key_of_0_1_0
 
 SPOKEN = {"true_runs": "the true fine-tunes", "estimates": "estimates", "tasks": "the selected tasks"}
 
@@ -80,7 +80,7 @@ def is_finished(run: Run, piece: Piece) -> bool:
     if old is None or not piece.result.exists():
         run.keep_config()
         return False
-    if old in (piece.key, value_fingerprint(settings_of_0_1_0(run, piece.name, piece.settings))):
+    if old in (piece.key, key_of_0_1_0(run, piece.name, piece.settings)):
         run.say(f"{piece.name}: finished before")
         return True
     was, now = flattened(run.record.settings(piece.name)), flattened(piece.settings)
@@ -94,16 +94,18 @@ def is_finished(run: Run, piece: Piece) -> bool:
 
 def refusal(folder: Path, piece: Piece, changed: list[str], was: dict[str, Any], now: dict[str, Any]) -> str:
     """Say how a finished piece differs from what is wanted, and what to do."""
-    remedy = f"use another output_dir, or delete {piece.result.parent}"
     # hashes say least: name one only where nothing else differs
     key = next((k for k in changed if k != "meta" and not k.startswith("data")), changed[0])
     if key.startswith("data"):
         rows = f"{key.partition('.')[2] or 'other'} rows"
-        return f"{folder} holds a finished stage {piece.name!r} of other {rows}: set the data back, {remedy}"
+        return (
+            f"{folder} holds a finished stage {piece.name!r} of other {rows}: set the data back, use another "
+            f"output_dir, or delete {piece.result.parent}"
+        )
     how = f" (--{key} {was[key]}, or in the file)" if isinstance(was.get(key), int | float) and "." in key else ""
     return (
         f"{folder} holds a finished stage {piece.name!r} with {key} {was.get(key)!r}, but now it is "
-        f"{now.get(key)!r}: set it back{how}, {remedy}"
+        f"{now.get(key)!r}: set it back{how}, use another output_dir, or delete {piece.result.parent}"
     )
 
 

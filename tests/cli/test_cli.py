@@ -200,11 +200,11 @@ def test_a_store_of_another_model_is_one_sentence(config_file, run_values, capsy
 
 
 def test_a_loss_that_is_not_finite_names_the_sample(config_file, monkeypatch, capsys):
-    from hf_tasksel.pipeline import pipeline
+    from hf_tasksel.pipeline import materials
 
     path = config_file()
     assert cli.main(["meta-train", path, "--quiet"]) == 0
-    load = pipeline.load_base
+    load = materials.load_base
 
     def poisoned(config):
         model = load(config)
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_names_the_sample(config_file, monkeypatch, ca
             model.get_input_embeddings().weight[5:].fill_(torch.nan)
         return model
 
-    monkeypatch.setattr(pipeline, "load_base", poisoned)
+    monkeypatch.setattr(materials, "load_base", poisoned)
     message = fails(capsys, "collect", path)
     assert "the loss of sample " in message
     assert "is not finite" in message

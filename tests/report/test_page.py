@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.core.files import read_json, write_json
 from hf_tasksel.estimation.comparison import Verification
@@ -314,15 +315,20 @@ def test_folders_of_this_machine_stay_here(run_folder, base_folder):
     assert f"model_name_or_path: {base_folder.name}" in unescape(text)
 
 
-def test_a_report_that_fails_is_said_and_stops_nothing(run_folder, monkeypatch):
+def test_a_report_that_fails_is_said_and_stops_nothing(run_folder):
     said: list[str] = []
     write_html_report(run_folder)
     (run_folder / "selection.json").write_text("{")
     report.keep_html_report(run_folder, said.append)
     assert "report.html could not be written, results are not affected: TaskSelectionError:" in said[0]
     assert not (run_folder / "report.html").exists(), "a page of an earlier state would mislead"
+
+
+def test_only_the_first_rank_shows_a_stage(run_folder, monkeypatch):
     monkeypatch.setattr(report, "distributed_rank", lambda: (1, 2))
-    report.keep_html_report(run_folder, lambda message: pytest.fail("only the first rank writes"))
+    monkeypatch.setattr(report, "write_html_report", lambda folder: pytest.fail("written"))
+    config = RunConfig.from_dict(read_json(run_folder / "run.json")["config"])
+    report.show_stage("select", config, run_folder, lambda message: pytest.fail("said"))
 
 
 def test_a_log_of_one_line_is_no_curve(run_folder):

@@ -14,7 +14,7 @@ from hf_tasksel.selection.ensemble import random_ensemble, random_subsets, surro
 from hf_tasksel.selection.exhaustive import exhaustive_search
 from hf_tasksel.selection.greedy import backward_elimination, forward_selection, greedy_additions, swap_selection
 from hf_tasksel.selection.result import SelectionResult
-from hf_tasksel.selection.search import SEARCHES, check_method
+from hf_tasksel.selection.search import SEARCHES, search_method
 
 NAMES = list("abcde")
 
@@ -219,9 +219,9 @@ def test_random_subsets_have_the_sizes_asked_for():
 
 
 def test_unknown_names_are_refused_with_the_nearest_one(additive):
-    assert check_method("kernel_ridge") == "kernel_ridge"
+    assert search_method("kernel_ridge") is SEARCHES["kernel_ridge"]
     with pytest.raises(ConfigError, match=r"selection.method 'forwards' .* \(did you mean 'forward'\?\)"):
-        check_method("forwards")
+        search_method("forwards")
     with pytest.raises(ConfigError, match=r"surrogate 'rigde' .* \(did you mean 'ridge'\?\)"):
         surrogate_search(additive, "rigde")
     with pytest.raises(ConfigError, match="regularization must be positive"):

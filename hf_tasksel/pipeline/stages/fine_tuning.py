@@ -14,7 +14,6 @@ from ...selection.result import SelectionResult
 from ...training.adapters import ADAPTER_FILE
 from ...training.evaluation import measure
 from ...training.fine_tuning import fine_tune
-from ..arguments import comparisons
 from ..context import Run
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
@@ -23,11 +22,11 @@ FINAL, TUNED = "final", "fine_tune/"
 ALL, SELECTION = "all tasks", "selection"
 
 
-def chosen(run: Run) -> dict[str, list[str]]:
+def chosen(run: Run, selected: list[str]) -> dict[str, list[str]]:
     """Return what is fine-tuned: name -> tasks."""
-    selected, known = SelectionResult.load(run.output_dir).selected, run.materials.splits.task_names
+    known = run.materials.splits.task_names
     wanted = {SELECTION: selected}
-    if "all" in comparisons(run.config) and set(selected) != set(known):
+    if "all" in run.config.compare_with and set(selected) != set(known):
         wanted = {ALL: known, **wanted}
     return wanted
 
@@ -43,12 +42,12 @@ def pieces(run: Run) -> list[Piece]:
     hashes, common = run.materials.data_hashes, fine_tune_settings(run)
     found = [
         Piece(TUNED + name, {**common, "tasks": tasks}, tuned_folder(run, name) / ADAPTER_FILE)
-        for name, tasks in chosen(run).items()
+        for name, tasks in chosen(run, selection.selected).items()
     ]
     settings = {
         "fine_tunes": {piece.name: piece.key for piece in found},
         "data": {name: hashes[name] for name in ("dev", "test")},
-        "compare_with": comparisons(config),
+        "compare_with": config.compare_with,
         "generation": config.generation,
         "selected": selection.selected,
         "estimates": [selection.estimate, selection.estimate_all],
@@ -92,10 +91,10 @@ def measure_all(run: Run, path: Path) -> None:
         generation=run.config.generation,
     )
     rows = []
-    if "base" in comparisons(run.config):
+    if "base" in run.config.compare_with:
         run.say("measuring the pretrained base")
         rows.append(EvaluationRow("base", 0, None, **figures(materials.measurable())))
-    for name, tasks in chosen(run).items():
+    for name, tasks in chosen(run, selection.selected).items():
         done = stages[TUNED + name]
         model = materials.measurable(tuned_folder(run, name))
         row = {"train_samples": done["train_samples"], "seconds": done["train_seconds"], **figures(model)}
