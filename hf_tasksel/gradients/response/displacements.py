@@ -85,7 +85,7 @@ class StackedDisplacements:
 
     def centred(self, shares: Tensor | None = None) -> StackedDisplacements:
         """Subtract the mean over tasks, weighted by `shares` (n,); every task the same if None."""
-        weights = torch.ones(len(self.task_names)) if shares is None else shares
+        weights = torch.ones(len(self.task_names), dtype=torch.float64) if shares is None else shares
         weights = weights / weights.sum()
         return StackedDisplacements(
             self.task_names,

@@ -109,8 +109,8 @@ class ResponseEvaluator:
                 loss, total = loss + float(part.detach()), total + float(share.sum())
             if not slopes:
                 return loss / total, None
-            zero = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-            gradient = {n: zero[n] if p.grad is None else p.grad / total for n, p in self.parameters.items()}
+            grads = ((name, p, p.grad) for name, p in self.parameters.items())
+            gradient = {n: torch.zeros_like(p) if grad is None else grad / total for n, p, grad in grads}
             return loss / total, gradient
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ...core.errors import ModelError
 from ...core.files import read_json
@@ -158,7 +159,9 @@ def merged_model(
     rank = max(ranks)
     total = rank * len(adapters)
     start = torch.zeros(len(adapters)) if offset is None else offset
-    model = get_peft_model(base, LoraConfig(r=total, lora_alpha=total, target_modules=modules))
+    transposed = any(isinstance(base.get_submodule(module), Conv1D) for module in modules)  # GPT-2's layers
+    config = LoraConfig(r=total, lora_alpha=total, target_modules=modules, fan_in_fan_out=transposed)
+    model = get_peft_model(base, config)
     parameters, names = dict(model.named_parameters()), canonical_names(model)
     blocks = {}
     for module in modules:
