@@ -1,0 +1,118 @@
+"""Displacements: where each task moves the trainable parameters, one tensor a parameter and task.
+
+θ(S) = θ_c + Σ_k s_k(S) d_k is linear in the coefficients s; what the coefficients of a subset are stands in
+`estimation.coefficients`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...core.errors import ModelError
+from ...core.files import atomic_path
+
+Direction = Mapping[str, Tensor]
+"""A displacement in parameter space: a parameter's canonical name -> a tensor of its shape."""
+
+
+class Displacements(Protocol):
+    """What an evaluation needs of displacements, however they are kept."""
+
+    @property
+    def task_names(self) -> Sequence[str]:
+        """The n tasks, in the order of the coefficients."""
+
+    def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """Return Σ_k s_k d_k for coefficients s of shape (n,)."""
+
+    def slopes(self, gradient: Direction) -> Tensor:
+        """Return the inner products gᵀd_k with a gradient of all parameters, (n,), in float64."""
+
+
+@dataclass(frozen=True)
+class StackedDisplacements:
+    """Displacements of the same parameters for every task.
+
+    Attributes:
+        task_names: the n tasks.
+        parts: a parameter's canonical name -> (n, *shape).
+    """
+
+    task_names: tuple[str, ...]
+    parts: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        for name, part in self.parts.items():
+            if len(part) != len(self.task_names):
+                raise ModelError(f"{name!r} has displacements of {len(part)} tasks, not of {len(self.task_names)}")
+
+    @classmethod
+    def from_tasks(cls, tasks: Mapping[str, Direction]) -> StackedDisplacements:
+        """Stack one displacement a task.
+
+        Raises:
+            ModelError: when two tasks move different parameters.
+        """
+        first_name, first = next(iter(tasks.items()))
+        for task, direction in tasks.items():
+            if {n: d.shape for n, d in direction.items()} != {n: d.shape for n, d in first.items()}:
+                raise ModelError(f"the displacements of {task!r} and {first_name!r} are of different parameters")
+        return cls(tuple(tasks), {name: torch.stack([d[name] for d in tasks.values()]) for name in first})
+
+    def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """See `Displacements`."""
+        return {n: torch.tensordot(coefficients.to(part), part, 1) for n, part in self.parts.items()}
+
+    def slopes(self, gradient: Direction) -> Tensor:
+        """See `Displacements`."""
+        result = torch.zeros(len(self.task_names), dtype=torch.float64)
+        for name, part in self.parts.items():
+            g = gradient[name].reshape(-1).to(part.device)
+            result += (part.flatten(1) @ g.to(part.dtype)).double().cpu()
+        return result
+
+    def scaled(self, factor: float) -> StackedDisplacements:
+        """Return all displacements times a number."""
+        return StackedDisplacements(self.task_names, {n: factor * part for n, part in self.parts.items()})
+
+    def centred(self, shares: Tensor | None = None) -> StackedDisplacements:
+        """Subtract the mean over tasks, weighted by `shares` (n,); every task the same if None."""
+        weights = torch.ones(len(self.task_names), dtype=torch.float64) if shares is None else shares
+        weights = weights / weights.sum()
+        return StackedDisplacements(
+            self.task_names,
+            {n: part - torch.tensordot(weights.to(part), part, 1) for n, part in self.parts.items()},
+        )
+
+    def shifted(self, direction: Direction) -> StackedDisplacements:
+        """Add the same displacement to that of every task."""
+        return StackedDisplacements(
+            self.task_names, {n: part + direction[n].to(part) for n, part in self.parts.items()}
+        )
+
+    def gram(self) -> Tensor:
+        """Return inner products between tasks, (n, n), in float64."""
+        parts = (part.flatten(1).double() for part in self.parts.values())
+        return torch.stack([part @ part.T for part in parts]).sum(0)
+
+    def save(self, path: str | Path) -> None:
+        """Write all displacements into one safetensors file."""
+        with atomic_path(path) as temporary:
+            tensors = {n: part.contiguous() for n, part in self.parts.items()}
+            save_file(tensors, temporary, {str(i): name for i, name in enumerate(self.task_names)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> StackedDisplacements:
+        """Read what `save` wrote."""
+        with safe_open(path, "pt") as file:
+            names = file.metadata() or {}
+            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return cls(tuple(names[str(i)] for i in range(len(names))), parts)

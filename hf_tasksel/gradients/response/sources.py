@@ -1,0 +1,168 @@
+"""Where displacements come from: gradients, probes that were trained, or adapters of true fine-tunes.
+
+All of them are displacements of LoRA factors around one expansion point that they share, so that factors may be added
+up; adapters without a common start are merged as ΔW instead (`merging`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...core.errors import DataError, ModelError
+from ..model import trainable_parameters, unwrap
+from ..per_sample import canonical_names
+from ..preconditioning import EPSILON
+from .displacements import Direction, StackedDisplacements
+from .merging import WEIGHTS_FILE
+
+
+def free_displacements(
+    means: StackedDisplacements, second_moments: Mapping[str, Tensor] | None = None
+) -> StackedDisplacements:
+    """Return −ḡ_k ÷ (√v + ε): what one step of Adam with a learning rate of one does for each task's mean gradient.
+
+    Args:
+        means: mean gradients of each task; see `TaskGradients.means`.
+        second_moments: Adam's v, as kept with a meta checkpoint; plain gradient descent if None.
+
+    Raises:
+        ModelError: when a parameter has no second moments of its shape.
+    """
+    parts = {}
+    for name, part in means.parts.items():
+        if second_moments is None:
+            parts[name] = -part
+            continue
+        if name not in second_moments or second_moments[name].shape != part.shape[1:]:
+            raise ModelError(f"the second moments do not fit: {name!r} has none of shape {tuple(part.shape[1:])}")
+        parts[name] = -part / (second_moments[name].to(part).sqrt() + EPSILON)
+    return StackedDisplacements(means.task_names, parts)
+
+
+def read_factors(folder: str | Path, adapter_name: str = "default") -> dict[str, Tensor]:
+    """Read a saved adapter's weights by the names that they have in a model.
+
+    Raises:
+        ModelError: when there are none.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelError(f"there is no adapter at {folder}: train it first")
+    return {model_name(key, adapter_name): value for key, value in load_file(path).items()}
+
+
+def model_name(key: str, adapter_name: str) -> str:
+    """Return the name in a model of a parameter in an adapter's file: `lora_A.weight` is `lora_A.default.weight`."""
+    parts = key.split(".")
+    places = [i for i, part in enumerate(parts) if part.startswith("lora_")]
+    if places:
+        parts.insert(places[-1] + 1, adapter_name)
+    return ".".join(parts)
+
+
+def move_to(model: nn.Module, point: Direction) -> None:
+    """Set the trainable parameters of a model to an expansion point.
+
+    Raises:
+        ModelError: when the point is of other parameters.
+    """
+    names = canonical_names(unwrap(model))
+    parameters = {names[id(p)]: p for p in trainable_parameters(unwrap(model))}
+    if {n: p.shape for n, p in parameters.items()} != {n: d.shape for n, d in point.items()}:
+        raise ModelError("the expansion point does not fit the model: it is of other parameters than the model trains")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(point[name])
+
+
+def difference(first: Direction, second: Direction) -> dict[str, Tensor]:
+    """Return first − second."""
+    return {name: first[name] - second[name].to(first[name]) for name in first}
+
+
+def probe_displacements(
+    probes: Mapping[str, Direction], share: float, anchor: Direction | None = None
+) -> tuple[dict[str, Tensor], StackedDisplacements]:
+    """Turn one probe a task into an expansion point and displacements.
+
+    A probe is trained on `share` of its task and the rest of all tasks: θ_k = θ_c + share · d_k, with Σ d_k = 0.
+
+    Args:
+        probes: task -> weights θ_k, all from the same start (same seed).
+        share: of the task itself in what a probe is trained on.
+        anchor: the expansion point; the mean of the probes if None.
+
+    Returns:
+        The expansion point and the centred displacements, for a share of one.
+    """
+    if not 0 < share <= 1:
+        raise DataError(f"a probe's share of its own task is above 0 and at most 1, not {share}")
+    stacked = StackedDisplacements.from_tasks(probes)
+    mean = stacked.combine(torch.full((len(probes),), 1 / len(probes), dtype=torch.float64))
+    return dict(anchor or mean), stacked.centred().scaled(1 / share)
+
+
+def probes(
+    train: Callable[[Mapping[str, int], Path], None], counts: Mapping[str, int], share: float, folder: Path
+) -> dict[str, Path]:
+    """Train one probe a task, and return their folders; those on disk are kept.
+
+    Args:
+        train: trains on so many rows of each task and saves the adapter in a folder, always from the same start.
+        counts: rows of each task in the meta training.
+        share: of the task itself; the rest are all tasks, as they are.
+        folder: where the probes go, one folder a task.
+    """
+    found = {task: folder / f"{i:04d}" for i, task in enumerate(counts)}
+    for task, path in found.items():
+        if not (path / WEIGHTS_FILE).is_file():
+            train(probe_rows(counts, task, share), path)
+    return found
+
+
+def probe_rows(counts: Mapping[str, int], task: str, share: float) -> dict[str, int]:
+    """Return how many rows of each task a probe is trained on: as many in all as there are."""
+    total = sum(counts.values())
+    return {
+        name: round((1 - share) * count + (share * total if name == task else 0)) for name, count in counts.items()
+    }
+
+
+def least_squares(points: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Fit displacements to adapters of k true runs: θ_j ≈ θ_c + Σ_k s_jk d_k.
+
+    Whatever space the adapters live in, the solution is a mixture of them: d = mixingᵀ θ and θ_c = offsetᵀ θ.
+
+    Args:
+        points: (k, n) coefficients s of the runs.
+        ridge: relative to the mean squared coefficient; needed where there are fewer runs than tasks.
+
+    Returns:
+        mixing (k, n) and offset (k,), whose entries add up to zero in every column, and to one.
+
+    Raises:
+        DataError: for fewer than two runs, or runs that are all alike.
+    """
+    s = points.double()
+    mean = s.mean(0)
+    centred = s - mean
+    scale = float(centred.square().sum()) / s.shape[1]
+    if len(s) < 2 or not scale > 0:
+        raise DataError("least squares need at least two true runs of different subsets")
+    inverse = torch.linalg.inv(centred.T @ centred + ridge * scale * torch.eye(s.shape[1], dtype=s.dtype))
+    mixing = centred @ inverse
+    return mixing, torch.full((len(s),), 1 / len(s), dtype=s.dtype) - mixing @ mean
+
+
+def mixed(adapters: Sequence[Direction], mixing: Tensor, task_names: Sequence[str]) -> StackedDisplacements:
+    """Return displacements d_k = Σ_j mixing[j, k] θ_j of factors (m adapters of one start)."""
+    parts = {}
+    for name in adapters[0]:
+        stack = torch.stack([adapter[name] for adapter in adapters])
+        parts[name] = torch.tensordot(mixing.T.to(stack), stack, 1)
+    return StackedDisplacements(tuple(task_names), parts)

@@ -1,0 +1,113 @@
+"""Sources of displacements against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_tasksel.core.errors import DataError, ModelError
+from hf_tasksel.gradients.response.displacements import StackedDisplacements
+from hf_tasksel.gradients.response.merging import WEIGHTS_FILE
+from hf_tasksel.gradients.response.sources import (
+    free_displacements,
+    least_squares,
+    mixed,
+    move_to,
+    probe_displacements,
+    probe_rows,
+    probes,
+    read_factors,
+)
+from model_zoo import lora_model
+
+
+def directions(seed: int, tasks: int = 3) -> StackedDisplacements:
+    generator = torch.Generator().manual_seed(seed)
+    parts = {n: torch.randn(tasks, *s, generator=generator).double() for n, s in (("a", (2, 3)), ("b", (4,)))}
+    return StackedDisplacements(tuple(f"t{i}" for i in range(tasks)), parts)
+
+
+def test_free_displacements_are_steps_of_adam():
+    means, v = directions(0), {"a": torch.rand(2, 3).double(), "b": torch.rand(4).double()}
+    found = free_displacements(means, v)
+    torch.testing.assert_close(found.parts["a"][1], -means.parts["a"][1] / (v["a"].sqrt() + 1e-8))
+    torch.testing.assert_close(free_displacements(means).parts["b"], -means.parts["b"])
+    with pytest.raises(ModelError, match="'a' has none of shape"):
+        free_displacements(means, {"b": v["b"]})
+
+
+def test_centred_displacements_have_a_weighted_mean_of_zero():
+    shares = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    centred = directions(0).centred(shares)
+    for part in centred.combine(shares).values():
+        torch.testing.assert_close(part, torch.zeros_like(part), atol=1e-12, rtol=0)
+    d = directions(1)
+    flat = torch.cat([part.flatten(1) for part in d.parts.values()], dim=1)
+    torch.testing.assert_close(d.gram(), flat @ flat.T)
+    shift = {name: part[0] for name, part in directions(2).parts.items()}
+    torch.testing.assert_close(d.shifted(shift).parts["a"][2], d.parts["a"][2] + shift["a"])
+
+
+def test_displacements_come_back_from_disk(tmp_path):
+    d = directions(0)
+    d.save(tmp_path / "d.safetensors")
+    found = StackedDisplacements.load(tmp_path / "d.safetensors")
+    assert found.task_names == d.task_names
+    torch.testing.assert_close(found.parts, d.parts)
+
+
+def test_probes_of_a_linear_response_give_it_back():
+    centre = {"a": torch.randn(2, 3).double(), "b": torch.randn(4).double()}
+    d = directions(0).centred()
+    trained = {task: {n: centre[n] + 0.3 * d.parts[n][k] for n in centre} for k, task in enumerate(d.task_names)}
+    found_centre, found = probe_displacements(trained, 0.3)
+    torch.testing.assert_close(found_centre, centre)
+    torch.testing.assert_close(found.parts, d.parts)
+    with pytest.raises(DataError, match="share"):
+        probe_displacements(trained, 0.0)
+
+
+def test_a_probe_trains_on_as_many_rows_and_only_missing_ones_are_trained(tmp_path):
+    counts = {"x": 100, "y": 300}
+    assert probe_rows(counts, "x", 0.3) == {"x": 190, "y": 210}
+    asked = []
+
+    def train(rows, folder):
+        asked.append(rows)
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS_FILE).write_bytes(b"")
+
+    first = probes(train, counts, 0.3, tmp_path)
+    assert probes(train, counts, 0.3, tmp_path) == first
+    assert asked == [probe_rows(counts, "x", 0.3), probe_rows(counts, "y", 0.3)]
+
+
+def test_adapters_are_read_by_the_names_of_a_model_and_moved_to(tmp_path):
+    model = lora_model("gpt2")
+    model.save_pretrained(tmp_path)
+    wanted = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    torch.testing.assert_close(read_factors(tmp_path), wanted)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(p.requires_grad)
+    move_to(model, wanted)
+    torch.testing.assert_close({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, wanted)
+    with pytest.raises(ModelError, match="other parameters"):
+        move_to(model, {})
+
+
+def test_least_squares_give_back_a_linear_response():
+    d, centre = directions(0).centred(), directions(5, 1)
+    points = torch.rand(9, 3).double()
+    points = points / points.sum(1, keepdim=True) - 1 / 3
+    adapters = [{n: centre.parts[n][0] + part for n, part in d.combine(p).items()} for p in points]
+    mixing, offset = least_squares(points, ridge=1e-9)
+    assert float(offset.sum()) == pytest.approx(1)
+    torch.testing.assert_close(mixing.sum(0), torch.zeros(3).double(), atol=1e-6, rtol=0)
+    found = mixed(adapters, mixing, d.task_names)
+    for point in points:
+        torch.testing.assert_close(found.combine(point), d.combine(point), atol=1e-6, rtol=1e-6)
+    at_zero = mixed(adapters, offset[:, None], ["centre"])
+    torch.testing.assert_close(at_zero.parts["a"][0], centre.parts["a"][0], atol=1e-6, rtol=1e-6)
+    with pytest.raises(DataError, match="two true runs"):
+        least_squares(points[:1])
