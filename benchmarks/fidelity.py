@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.files import write_json
 from hf_tasksel.core.quiet import quiet_libraries
 from hf_tasksel.core.version import versions
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.true_runs import true_runs
+from hf_tasksel.pipeline.true_runs import run_key, true_runs, truth_path
 from hf_tasksel.pipeline.verification import random_subsets
 from hf_tasksel.records.true_runs import TrueRun
 
@@ -86,18 +88,50 @@ def make_run(name: str, output_dir: str | None) -> Run:
 
 
 def train(run: Run, name: str, processes: int) -> None:
-    """Fine-tune every subset with every seed and write down the losses."""
+    """Fine-tune every subset with every seed, and write down the losses after each subset."""
+    take_written(run, name)
     subsets = random_subsets(run.materials.splits.task_names, STUDIES[name].subsets)
-    runs = true_runs(run, subsets, SEEDS, processes=processes)
-    write_truth(name, run, runs)
+    for subset in subsets:
+        true_runs(run, [subset], SEEDS, processes=processes)
+        finished = [s for s in subsets if all(truth_path(run, s, seed, accuracy=False).is_file() for seed in SEEDS)]
+        write_truth(name, run, true_runs(run, finished, SEEDS), len(subsets))
 
 
-def write_truth(name: str, run: Run, runs: list[list[TrueRun]]) -> None:
-    """Write the losses of all true fine-tunes."""
+def take_written(run: Run, name: str) -> None:
+    """Put the losses of an unfinished study where true fine-tunes are looked for: it goes on in any folder."""
+    path = truth_file(name)
+    written = json.loads(path.read_text()) if path.is_file() else {}
+    if not written.get("unfinished"):
+        return
+    if written.get("key", run_key(run)) != run_key(run):
+        raise SystemExit(f"{path.name} was begun with other settings or data: remove it to begin again")
+    train = run.materials.splits.train
+    samples = Counter(train.features["task"].int2str(train["task"][:]))
+    for row in written["subsets"]:
+        for i, seed in enumerate(row["seeds"]):
+            known = truth_path(run, row["tasks"], seed, accuracy=False)
+            if known.is_file():
+                continue
+            result = TrueRun(
+                tasks=row["tasks"],
+                seed=seed,
+                dev_loss=row["dev_losses"][i],
+                test_loss=row["test_losses"][i],
+                answer_accuracy=None,
+                train_samples=sum(samples[task] for task in row["tasks"]),
+                steps=row["steps"],
+                seconds=row["seconds"][i],
+            )
+            write_json(known, {**result.to_dict(), "key": run_key(run)})
+
+
+def write_truth(name: str, run: Run, runs: list[list[TrueRun]], wanted: int) -> None:
+    """Write the losses of the true fine-tunes that are finished."""
     rows: list[dict[str, Any]] = [
         {
             "tasks": same[0].tasks,
             "steps": same[0].steps,
+            "seeds": [r.seed for r in same],
             "dev_losses": [r.dev_loss for r in same],
             "test_losses": [r.test_loss for r in same],
             "seconds": [r.seconds for r in same],
@@ -106,15 +140,20 @@ def write_truth(name: str, run: Run, runs: list[list[TrueRun]]) -> None:
     ]
     result = {
         "command": f"python benchmarks/fidelity.py train {name}",
+        **({"unfinished": True, "key": run_key(run)} if len(runs) < wanted else {}),
         "versions": versions(),
         "target": run.config.target.task,
         "tasks": run.materials.splits.task_names,
         "seeds": list(SEEDS),
         "subsets": rows,
     }
-    path = RESULTS / f"truth_{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {path.relative_to(ROOT)}")
+    write_json(truth_file(name), result)
+    print(f"{len(runs)} of {wanted} subsets: written to {truth_file(name).relative_to(ROOT)}", flush=True)
+
+
+def truth_file(name: str) -> Path:
+    """Return where a study's true losses are kept."""
+    return RESULTS / f"truth_{name}.json"
 
 
 if __name__ == "__main__":
