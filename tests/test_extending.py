@@ -57,6 +57,16 @@ def test_a_surrogate_is_found_by_name_and_equals_its_definition(user_folder):
     assert np.isfinite(found.predict([[name] for name in found.task_names_])).all()
 
 
+def test_a_surrogate_is_named_by_its_module(user_folder, monkeypatch):
+    first, last = sections()["A surrogate"]
+    code = [block.text for block in blocks(PAGE, "python") if first <= block.line < last][0]
+    Path("diagonal_of_mine.py").write_text(code.rsplit("\n", 2)[0], encoding="utf-8")  # without its registration
+    monkeypatch.syspath_prepend(".")
+    config = RunConfig.from_yaml("my.yaml", ["--estimator.surrogate", "diagonal_of_mine:DiagonalFisher"])
+    pipeline.run(config, say=lambda message: None)
+    assert SelectionResult.load("out/mine").estimator["surrogate"] == "diagonal_of_mine:DiagonalFisher"
+
+
 def test_a_surrogate_works_from_a_configuration(user_folder):
     run_section("A surrogate")
     config = RunConfig.from_yaml("my.yaml", ["--estimator.surrogate", "diagonal_fisher"])

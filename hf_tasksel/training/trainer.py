@@ -107,38 +107,24 @@ class TaskSelectionMixin(TrainerBase):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(model, str):  # SFTTrainer loads it and adds the adapter, before anything is seeded
-            set_seed(getattr(args, "seed", 42))
-            kwargs |= {} if peft_config is None else {"peft_config": peft_config}
-        elif peft_config is not None:
-            model = add_adapter(model, peft_config, args)
         self._max_length = getattr(args, "max_length", None)
-        config = getattr(model, "config", None)
-        self._is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        self._is_encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         self._task_names: list[str] = []
         self._exact_loss: ExactLoss | None = None
         self._running: RunningTaskLosses | None = None
         self._side: dict[str, torch.Tensor] = {}
         self._tokenizes_itself = hasattr(self, "_prepare_dataset")  # SFTTrainer
-        text_rows = has_text_rows(train_dataset) or has_text_rows(eval_dataset)
-        if model is None and not self._tokenizes_itself and (text_rows or peft_config is not None):
+        text_rows = not self._tokenizes_itself and (has_text_rows(train_dataset) or has_text_rows(eval_dataset))
+        if model is None and (text_rows or (peft_config is not None and not self._tokenizes_itself)):
             raise DataError("with model_init, tokenize the rows first and let model_init add the adapter")
-        check_streams(train_dataset, getattr(args, "sampler", "proportional"))
-        if isinstance(args, TaskSelectionMixinConfig):
-            check_packing(args)
-        train_dataset = self._prepare_rows(train_dataset, processing_class)
-        if isinstance(train_dataset, Dataset):
-            self._task_names = list(train_dataset.features["task"].names)
-        if isinstance(eval_dataset, Mapping):
-            eval_dataset = {n: self._prepare_rows(d, processing_class, n) for n, d in eval_dataset.items()}
-        else:
-            eval_dataset = self._prepare_rows(eval_dataset, processing_class, "eval")
-        if data_collator is None and isinstance(args, TaskSelectionMixinConfig) and not self._tokenizes_itself:
-            check_columns(train_dataset)
-        if data_collator is None and text_rows and not self._tokenizes_itself:
-            if processing_class.pad_token is None:
-                raise DataError("the tokenizer has no padding token: set tokenizer.pad_token, e.g. to its eos_token")
-            data_collator = DataCollatorForSeq2Seq(processing_class, padding=True)
+        if isinstance(model, str):  # SFTTrainer loads it and adds the adapter, before anything is seeded
+            set_seed(getattr(args, "seed", 42))
+            kwargs |= {} if peft_config is None else {"peft_config": peft_config}
+        elif peft_config is not None:
+            model = add_adapter(model, peft_config, args)
+        train_dataset, eval_dataset = self._prepare_data(args, train_dataset, eval_dataset, processing_class)
+        if data_collator is None and not self._tokenizes_itself:
+            data_collator = default_collator(args, train_dataset, processing_class if text_rows else None)
         given = train_dataset if isinstance(train_dataset, Dataset) else None
         super().__init__(
             model,
@@ -155,17 +141,33 @@ class TaskSelectionMixin(TrainerBase):
         self.data_collator: Any = TaskDataCollator(self.data_collator)
         self._mend_accumulation()
         if isinstance(self.args, TaskSelectionMixinConfig):
-            evals = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-            for rows in (self.train_dataset, *evals):
-                check_answers(rows, shifts_labels(self.model))
+            self._check_answers()
             if len(self._task_names) > 1:
                 self._running = RunningTaskLosses(self._task_names)
+        self._keep_meta_checkpoints()
+
+    def _prepare_data(self, args: Any, train: Any, evals: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """Check and prepare the rows, and take the names of the tasks."""
+        check_streams(train, getattr(args, "sampler", "proportional"))
+        if isinstance(args, TaskSelectionMixinConfig):
+            check_packing(args)
+        train = self._prepare_rows(train, tokenizer)
+        if isinstance(train, Dataset):
+            self._task_names = list(train.features["task"].names)
+        if isinstance(evals, Mapping):
+            return train, {n: self._prepare_rows(d, tokenizer, n) for n, d in evals.items()}
+        return train, self._prepare_rows(evals, tokenizer, "eval")
+
+    def _check_answers(self) -> None:
+        evals = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        for rows in (self.train_dataset, *evals):
+            check_answers(rows, shifts_labels(self.model))
+
+    def _keep_meta_checkpoints(self) -> None:
         kept = getattr(self.args, "meta_checkpoints", [])
+        if kept and self.args.save_total_limit is not None:
+            raise ModelError("save_total_limit would delete meta checkpoints: unset it, or set meta_checkpoints=[]")
         if kept:
-            if self.args.save_total_limit is not None:
-                raise ModelError(
-                    "save_total_limit would delete meta checkpoints: unset it, or set meta_checkpoints=[]"
-                )
             self.add_callback(MetaCheckpointCallback(kept))
 
     def _mend_accumulation(self) -> None:
@@ -387,3 +389,14 @@ class Seq2SeqTaskSelectionTrainer(TaskSelectionMixin, Seq2SeqTrainer):
 
     _signature_columns: Any
     model_accepts_loss_kwargs: Any
+
+
+def default_collator(args: Any, train_dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+    """Return the collator where none was given: one that pads where the rows were text (there is a tokenizer then)."""
+    if isinstance(args, TaskSelectionMixinConfig):
+        check_columns(train_dataset)
+    if tokenizer is None:
+        return None
+    if tokenizer.pad_token is None:
+        raise DataError("the tokenizer has no padding token: set tokenizer.pad_token, e.g. to its eos_token")
+    return DataCollatorForSeq2Seq(tokenizer, padding=True)
