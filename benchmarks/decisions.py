@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from fidelity import RESULTS, ROOT, STUDIES, make_run
+from fidelity import STUDIES, make_run
 from matplotlib.figure import Figure
+from paths import RESULTS, ROOT
 from transformers import DataCollatorForSeq2Seq
 
 from hf_tasksel import MixtureResult, SubsetEstimator, forward_selection, optimize_mixture

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paths import RESULTS, ROOT
+
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.quiet import quiet_libraries
@@ -29,8 +31,6 @@ from hf_tasksel.pipeline.true_runs import run_key, true_runs, truth_path
 from hf_tasksel.pipeline.verification import random_subsets
 from hf_tasksel.records.true_runs import TrueRun
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 SEEDS = (1, 2)  # the run itself uses 0
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from fidelity import RESULTS, ROOT
 from matplotlib.figure import Figure
+from paths import RESULTS, ROOT
 from scipy.stats import spearmanr
 from transformers import DataCollatorForSeq2Seq
 

@@ -59,7 +59,7 @@ def test_a_surrogate_is_found_by_name_and_equals_its_definition(user_folder):
 
 def test_a_surrogate_is_named_by_its_module(user_folder, monkeypatch):
     first, last = sections()["A surrogate"]
-    code = [block.text for block in blocks(PAGE, "python") if first <= block.line < last][0]
+    code = next(block.text for block in blocks(PAGE, "python") if first <= block.line < last)
     Path("diagonal_of_mine.py").write_text(code.rsplit("\n", 2)[0], encoding="utf-8")  # without its registration
     monkeypatch.syspath_prepend(".")
     config = RunConfig.from_yaml("my.yaml", ["--estimator.surrogate", "diagonal_of_mine:DiagonalFisher"])

@@ -20,9 +20,7 @@ KNOWN = {"ours": int}
 def offered(monkeypatch):
     """Stand in for an installed package that offers a surrogate."""
     point = EntryPoint("theirs", "hf_tasksel.estimation.surrogates:ZeroOrder", "hf_tasksel.surrogate")
-    monkeypatch.setattr(
-        extensions, "entry_points", lambda group: [point] if group == "hf_tasksel.surrogate" else []
-    )
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [point] if group == "hf_tasksel.surrogate" else [])
 
 
 def test_ours_come_first_then_entry_points_then_modules(offered):
