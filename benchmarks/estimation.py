@@ -204,7 +204,7 @@ def million_rows() -> dict[str, Any]:
                 }
                 writer.write(columns, {("loss", 0): block})
             writer.finish(rows)
-        store = GradientStore(Path(folder) / "s", verify=False)
+        store = GradientStore(Path(folder) / "s")
         len(store)
         before = peak_memory_mb(reset=True)
         seconds = seconds_of(loss_statistics, store)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -67,25 +65,6 @@ class EmpiricalFisherRidge(ClosedForm):
     def solve(self, fisher: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
         fisher.diagonal(dim1=1, dim2=2).add_(damping[:, None])
         return -torch.cholesky_solve(gradient[..., None], torch.linalg.cholesky(fisher))[..., 0]
-
-    def path(self, weights: Tensor, slope: Tensor, regularizations: Sequence[float]) -> Tensor:
-        """Return slopeᵀ w_S for many λ, (len(regularizations), m), from one eigendecomposition per subset.
-
-        Args:
-            weights: (m, n).
-            slope: (d,) e.g. the gradient of the dev loss.
-            regularizations: relative λ.
-        """
-        s, found = self.statistics, []
-        for chunk in chunks(weights, s.gram.shape[-1]):
-            gradient, damping = self._sums(chunk)
-            values, vectors = torch.linalg.eigh(weighted_sum(chunk, s.gram))
-            along = (vectors.mT @ gradient[..., None])[..., 0] * (vectors.mT @ slope)
-            unit = damping / self.regularization
-            found.append(
-                torch.stack([-(along / (values.clamp(min=0) + r * unit[:, None])).sum(1) for r in regularizations])
-            )
-        return torch.cat(found, dim=1)
 
 
 class TokenFisherRidge(EmpiricalFisherRidge):

@@ -73,13 +73,16 @@ class SubsetEstimator(BaseEstimator):
             target: name of the task whose dev samples are in the store, or names with weights.
 
         Raises:
-            DataError: when the target has no dev samples, or the stores' tasks differ.
+            DataError: when the target has no dev samples, a store no training samples, or the stores' tasks differ.
             StoreError: when a store lacks the gradients that the surrogate needs.
         """
+        self.__dict__.pop("calibration_", None)  # the mark of a finished fit
         self.stores_ = [store] if isinstance(store, GradientStore) else list(store)
         if not self.stores_:
             raise DataError("fit needs at least one gradient store")
         first = self.stores_[0]
+        if not first.task_names:
+            raise DataError(f"{first.path} has no training rows, so that there is no task to make subsets of")
         for other in self.stores_[1:]:
             if other.task_names != first.task_names:
                 raise DataError(f"{other.path} has other tasks than {first.path}: average stores of one run only")
@@ -104,6 +107,9 @@ class SubsetEstimator(BaseEstimator):
         self.num_true_runs_ = 0
         self._yardstick: tuple[float, float] | None = None
         return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "calibration_")
 
     def _count_tasks(self, store: GradientStore) -> None:
         codes = task_codes(store)
@@ -221,18 +227,18 @@ class SubsetEstimator(BaseEstimator):
             true_losses: (k,) their measured losses in nats per token. None (k = 0) undoes the calibration.
 
         Raises:
-            DataError: for unequal lengths or losses that are not finite.
+            DataError: for unequal lengths or losses that are not finite; the estimator stays as it was.
         """
         check_is_fitted(self)
-        self.calibration_ = None
-        self.num_true_runs_ = len(true_losses)
+        calibration = None
         if len(subsets) or len(true_losses):
             weights = self.task_weights(subsets)
             if self._yardstick is None:  # the same for every calibration
                 reference = self._first_order(random_halves(len(self.task_names_)))[0]
                 self._yardstick = float(reference.mean()), float(reference.std())
             estimates = self._first_order(weights)[0]
-            self.calibration_ = Calibration(estimates, weights, np.asarray(true_losses), *self._yardstick)
+            calibration = Calibration(estimates, weights, np.asarray(true_losses), *self._yardstick)
+        self.calibration_, self.num_true_runs_ = calibration, len(true_losses)
         return self
 
     def task_weights(self, subsets: Subsets) -> np.ndarray:
@@ -282,6 +288,8 @@ def target_means(rows: Tensor, dev: DevStatistics) -> Tensor:
 
 def mean_displacement(surrogates: Sequence[Surrogate], weights: np.ndarray) -> Tensor:
     """Return the mean over surrogates of the displacements (m, d) of subsets."""
+    if not len(weights):  # of no subsets: what one has, without its row
+        return mean_displacement(surrogates, np.ones((1, weights.shape[1])))[:0]
     w = torch.from_numpy(weights).to(surrogates[0].device)
     return torch.stack([surrogate.displacement(w) for surrogate in surrogates]).mean(0)
 

@@ -137,6 +137,8 @@ def task_statistics(
 
 def task_codes(store: GradientStore) -> np.ndarray:
     """Return (num_samples,) the index of each training sample's task, −1 for other samples."""
+    if not store.task_names:
+        return np.full(len(store), -1)
     order = np.argsort(store.task_names)
     names = np.asarray(store.task_names)[order]
     places = np.minimum(np.searchsorted(names, store.task), len(names) - 1)

@@ -25,7 +25,7 @@ class SampleTable:
         lengths: (n,) tokens of each sample, of encoder and decoder together where there are two.
 
     Raises:
-        DataError: when a sample_idx occurs twice.
+        DataError: when a sample_idx occurs twice, or is no integer from 0 on.
     """
 
     def __init__(self, datasets: Mapping[str, Dataset]) -> None:
@@ -33,10 +33,11 @@ class SampleTable:
         parts = list(datasets.values())
         self.splits = np.concatenate([np.full(len(d), s, dtype=object) for s, d in datasets.items()])
         self.sample_idx = np.concatenate([column(d, "sample_idx").to_numpy() for d in parts])
+        check_numbers(self.sample_idx)
         if len(np.unique(self.sample_idx)) != len(self.sample_idx):
             raise DataError("sample_idx must be unique over all splits; some occur twice")
         self.lengths = np.concatenate([token_counts(d) for d in parts])
-        self.task_names = max((d.features["task"].names for d in parts), key=len)
+        self.task_names = list(dict.fromkeys(name for d in parts for name in d.features["task"].names))
         names = [np.asarray(d.features["task"].names, dtype=object) for d in parts]
         self.tasks = np.concatenate([n[column(d, "task").to_numpy()] for n, d in zip(names, parts, strict=True)])
         self._starts = np.cumsum([0, *map(len, parts)])
@@ -65,6 +66,13 @@ class SampleTable:
     def describe(self, position: int) -> str:
         """Name a sample for a message."""
         return f"sample {self.sample_idx[position]} of task {self.tasks[position]!r} ({self.lengths[position]} tokens)"
+
+
+def check_numbers(sample_idx: np.ndarray) -> None:
+    """Raise `DataError` unless these are integers from 0 on, which a store can hold."""
+    if sample_idx.dtype.kind not in "iu" or (len(sample_idx) and sample_idx.min() < 0):
+        wrong = sample_idx.min() if sample_idx.dtype.kind in "iuf" else sample_idx[0]
+        raise DataError(f"sample_idx must be integers from 0 on, not {wrong}: without that column rows are numbered")
 
 
 def column(dataset: Dataset, name: str) -> pa.ChunkedArray:

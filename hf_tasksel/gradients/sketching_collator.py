@@ -37,8 +37,9 @@ class SketchingCollator(TaskDataCollator):
             raise ConfigError(f"gradients.objectives {list(objectives)} must be a choice of {list(OBJECTIVES)}")
         if dtype not in ("float16", "float32"):
             raise ConfigError(f"gradients.dtype must be float16 or float32, not {dtype!r}")
-        if not seeds or len(set(seeds)) != len(seeds):
-            raise ConfigError(f"gradients.seeds must be one or several different integers, not {list(seeds)}")
+        integers = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+        if not seeds or not integers or len(set(seeds)) != len(seeds):
+            raise ConfigError(f"gradients.seeds must be one or several different integers from 0, not {list(seeds)}")
         self.objectives = list(objectives)
         self.projections: list[Projection] = [make_projection(projection, dim, seed) for seed in seeds]
         if second_moments is not None:

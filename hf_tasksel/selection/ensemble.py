@@ -54,7 +54,8 @@ def random_ensemble(
     objective = Objective(estimator, cost_per_token)
     n = len(objective.names)
     low, high = size_bounds(n, min_tasks, max_tasks)
-    subsets = random_subsets(n, num_subsets or SUBSETS_PER_TASK * n, max(1, round(subset_fraction * n)), seed)
+    count = SUBSETS_PER_TASK * n if num_subsets is None else num_subsets
+    subsets = random_subsets(n, count, max(1, round(subset_fraction * n)), seed)
     values = objective(subsets)
     counts = subsets.sum(0)
     scores = np.where(counts > 0, values @ subsets / np.maximum(counts, 1), values.mean())
@@ -105,7 +106,8 @@ def surrogate_search(
     objective = Objective(estimator, cost_per_token)
     n = len(objective.names)
     low, high = size_bounds(n, min_tasks, max_tasks)
-    subsets = random_subsets(n, num_subsets or SUBSETS_PER_TASK * n, (low, high), seed)
+    count = SUBSETS_PER_TASK * n if num_subsets is None else num_subsets
+    subsets = random_subsets(n, count, (low, high), seed)
     values = objective(subsets)
     kernel = KernelRidge(alpha=regularization, kernel="rbf", gamma=1 / n)
     model = kernel if surrogate == "kernel_ridge" else Ridge(alpha=regularization)
@@ -125,7 +127,13 @@ def mean_effects(function: Callable[[np.ndarray], np.ndarray], subsets: np.ndarr
 
 
 def random_subsets(n: int, count: int, size: int | tuple[int, int], seed: int) -> np.ndarray:
-    """Return (count, n) 0/1 rows with `size` ones each, or with each number of ones from `size[0]` to `size[1]`."""
+    """Return (count, n) 0/1 rows with `size` ones each, or with each number of ones from `size[0]` to `size[1]`.
+
+    Raises:
+        ConfigError: for a count below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"num_subsets must be at least 1, not {count}")
     rng = np.random.default_rng(seed)
     low, high = size if isinstance(size, tuple) else (size, size)
     sizes = low + np.arange(count) % (high - low + 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -26,3 +29,20 @@ def load_adapter_weights(model: PeftModel, folder: str | Path) -> None:
     missing = [key for key in result.missing_keys if "lora_" in key]
     if result.unexpected_keys or missing:
         raise ModelError(f"the adapter at {folder} does not fit the model: {[*result.unexpected_keys, *missing][0]!r}")
+
+
+@contextmanager
+def adapter_weights(model: PeftModel, folder: str | Path) -> Iterator[None]:
+    """Give a model the adapter weights of a checkpoint folder, and its own back afterwards.
+
+    Raises:
+        ModelError: as `load_adapter_weights`.
+    """
+    own = [(p, p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad or "lora_" in n]
+    try:
+        load_adapter_weights(model, folder)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in own:
+                parameter.copy_(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ..gradients.preconditioning import save_second_moments
 from ..gradients.samples import SIDE_COLUMNS
 from ..gradients.store.reader import GradientStore
 from ..gradients.task_collator import TaskDataCollator
-from .adapters import load_adapter_weights
+from .adapters import adapter_weights
 from .row_checks import check_answers, check_columns, check_packing, check_streams, tell_dropped_rows
 from .sampling import MultitaskSampler
 from .task_losses import ExactLoss, RunningTaskLosses, is_cross_entropy, last_output, sample_losses
@@ -312,7 +313,8 @@ class TaskSelectionMixin(TrainerBase):
         """Collect the gradients of all training rows and of the eval rows (as the `dev` split).
 
         Args:
-            checkpoint: a kept meta checkpoint (`10%`, `half`, `end` or a step) to expand at; None: the model as it is.
+            checkpoint: a kept meta checkpoint (`10%`, `half`, `end` or a step) to expand at, after which the model has
+                its own weights again; None: the model as it is.
             output_dir: the store's folder; by default `gradients/checkpoint-<step>` beside the checkpoints.
             pass_options: fields of `PassOptions`, e.g. `{"tokens_per_batch": 8192}`.
             collator_options: keyword arguments of `GradientCollator`.
@@ -331,16 +333,16 @@ class TaskSelectionMixin(TrainerBase):
                     f"there is no {source}: step {step} was not kept; meta_checkpoints of TaskSelectionConfig is "
                     f"{list(kept)}"
                 )
-            load_adapter_weights(model, source)
         folder = Path(output_dir or Path(self.args.output_dir) / "gradients" / f"checkpoint-{step}")
         collator = GradientCollator(self.data_collator.data_collator, **collator_options)
-        return collator.collect(
-            model,
-            self._gradient_splits(),
-            folder,
-            description=f"gradients at step {step}",
-            **(pass_options or {}),
-        )
+        with nullcontext() if checkpoint is None else adapter_weights(model, source):
+            return collator.collect(
+                model,
+                self._gradient_splits(),
+                folder,
+                description=f"gradients at step {step}",
+                **(pass_options or {}),
+            )
 
     def _gradient_splits(self) -> dict[str, Dataset]:
         if not isinstance(self.train_dataset, Dataset):
@@ -350,9 +352,10 @@ class TaskSelectionMixin(TrainerBase):
         names = list(self._task_names)
         names += [n for part in parts for n in part.features["task"].names if n not in names]
         splits = {"train": combine_tasks(self.train_dataset, names)}
+        after = max(splits["train"]["sample_idx"]) + 1
         if parts:
             named = [combine_tasks(part, names).remove_columns("sample_idx") for part in parts]
-            joined = combine_tasks(concatenate_datasets(named), names, first_idx=len(self.train_dataset))
+            joined = combine_tasks(concatenate_datasets(named), names, first_idx=after)
             splits["dev"] = joined
         return splits
 

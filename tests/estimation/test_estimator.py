@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 from estimation.synthetic import random_columns
 from hf_tasksel.core.errors import ConfigError, DataError, StoreError
 from hf_tasksel.estimation.estimator import SubsetEstimator
+from hf_tasksel.estimation.surrogates import SURROGATES
 from hf_tasksel.gradients.store.reader import GradientStore
 from hf_tasksel.gradients.store.writer import StoreWriter
 
@@ -178,3 +179,41 @@ def test_a_wrong_target_surrogate_or_store_is_one_sentence(store, tmp_path):
         SubsetEstimator(regularization=0.0).fit(store, "goal")
     with pytest.raises(StoreError, match=r"collect again with gradients.objectives and"):
         SubsetEstimator("offset_logistic").fit(make_store(tmp_path / "s", log_odds=False), "goal")
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_no_subsets_have_no_estimates(name, tmp_path):
+    estimator = SubsetEstimator(name).fit(make_store(tmp_path / "s"), "goal")
+    for _ in range(2):
+        mean, std = estimator.predict([], return_std=True)
+        assert mean.shape == std.shape == (0,)
+        assert estimator.first_order([]).shape == (0,)
+        assert [w.shape for w in estimator.displacements([])] == [(0, DIM)]
+        estimator.calibrate([["a"], ["b"], ["a", "c"]], [1.0, 2.0, 3.0])
+
+
+def test_a_store_without_training_rows_is_refused(tmp_path):
+    columns = random_columns()
+    dev = {name: values[columns["split"] == "dev"] for name, values in columns.items()}
+    with pytest.raises(DataError, match="has no training rows"):
+        SubsetEstimator().fit(GradientStore.from_arrays(tmp_path / "s", **dev), "goal")
+
+
+def test_a_failed_fit_leaves_nothing_fitted(tmp_path):
+    store = make_store(tmp_path / "s")
+    estimator = SubsetEstimator()
+    for _ in range(2):
+        with pytest.raises(DataError, match="no dev rows"):
+            estimator.fit(store, "nothing")
+        with pytest.raises(NotFittedError):
+            estimator.predict([["a"]])
+        assert estimator.fit(store, "goal").predict([["a"]]).shape == (1,)
+
+
+def test_a_failed_calibration_changes_nothing(tmp_path):
+    estimator = SubsetEstimator().fit(make_store(tmp_path / "s"), "goal")
+    before = estimator.predict([["a"], ["b", "c"]])
+    with pytest.raises(DataError):
+        estimator.calibrate([["a"]], [float("nan")])
+    assert (estimator.num_true_runs_, estimator.calibration_) == (0, None)
+    np.testing.assert_array_equal(estimator.predict([["a"], ["b", "c"]]), before)

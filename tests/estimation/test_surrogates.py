@@ -163,15 +163,6 @@ def test_sums_of_subsets_that_differ_in_one_task_equal_the_plain_product(rows):
     torch.testing.assert_close(weighted_sum(weights, parts), torch.einsum("mn,nij->mij", weights, parts))
 
 
-def test_a_path_of_regularizations_equals_one_after_the_other(store):
-    (surrogate,), dev = SubsetEstimator("empirical_fisher").fit(store, "goal").expansions_[0]
-    weights, values = torch.from_numpy(random_subsets(5, 4)), [0.01, 0.1, 3.0]
-    found = surrogate.path(weights, dev.share @ dev.gradient, values) + dev.share @ dev.value
-    for row, value in zip(found, values, strict=True):
-        expected = SubsetEstimator("empirical_fisher", value).fit(store, "goal").predict(weights.numpy())
-        np.testing.assert_allclose(row.numpy(), expected, rtol=1e-8)
-
-
 def test_an_average_of_surrogates_is_their_mean(store):
     weights = random_subsets(5, 4)
     both = SubsetEstimator(["empirical_fisher", "inner_product"], 0.5).fit(store, "goal").predict(weights)

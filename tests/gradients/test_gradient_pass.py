@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import ClassLabel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gradient_worker
-from hf_tasksel import GradientStore
-from hf_tasksel.core.errors import ConfigError, ModelError
+from hf_tasksel import GradientCollator, GradientStore
+from hf_tasksel.core.errors import ConfigError, DataError, ModelError
 from hf_tasksel.gradients.attached import AttachedModel
-from hf_tasksel.gradients.samples import plan_batches
+from hf_tasksel.gradients.samples import SampleTable, plan_batches
 from model_zoo import lora_model
 
 
@@ -132,3 +133,27 @@ def test_a_damaged_shard_is_done_again_when_asked(model, plain, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-50])
     assert_same_rows(gradient_worker.collect(tmp_path, model, repair=True), plain)
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.arrow") if p.name in kept} == kept
+
+
+def test_tasks_of_all_splits_are_known_in_order():
+    rows = gradient_worker.tokenized_rows(6)
+    dev = rows.map(lambda row: {"sample_idx": row["sample_idx"] + 6}).cast_column(
+        "task", ClassLabel(names=["x", "b", "z"])
+    )
+    table = SampleTable({"train": rows, "dev": dev})
+    assert table.task_names == ["a", "b", "x", "z"]
+    assert table.tasks[:2].tolist() == ["a", "b"]
+    assert table.tasks[6:8].tolist() == ["x", "b"]
+
+
+@pytest.mark.parametrize("numbers", [[-1, 0], [0.5, 1.5], ["a", "b"]])
+def test_numbers_that_a_store_cannot_hold_are_refused(numbers):
+    rows = gradient_worker.tokenized_rows(2).remove_columns("sample_idx").add_column("sample_idx", numbers)
+    with pytest.raises(DataError, match="sample_idx must be integers from 0 on"):
+        SampleTable({"train": rows})
+
+
+@pytest.mark.parametrize("seeds", [["a"], [0.5], [True], [-1], [0, 0], []])
+def test_seeds_that_a_store_cannot_hold_are_refused(seeds):
+    with pytest.raises(ConfigError, match=r"gradients\.seeds must be one or several different integers"):
+        GradientCollator(lambda rows: {}, seeds=seeds)

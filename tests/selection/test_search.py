@@ -246,3 +246,10 @@ def test_steps_know_how_sure_their_distance_to_the_selected_subset_is(unsure, ad
         assert step.std == pytest.approx(0.0 if same else 0.01 * len(found.selected))
     assert [step.std for step in forward_selection(additive).path] == [None] * 3
     assert SelectionResult.from_dict(found.to_dict()).path == found.path
+
+
+@pytest.mark.parametrize("search", [random_ensemble, surrogate_search])
+@pytest.mark.parametrize("count", [0, -5])
+def test_a_number_of_random_subsets_below_one_is_refused(search, count, additive):
+    with pytest.raises(ConfigError, match=f"num_subsets must be at least 1, not {count}"):
+        search(additive, num_subsets=count)

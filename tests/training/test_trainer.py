@@ -203,3 +203,48 @@ def test_the_hub_token_is_not_saved(text_tasks, tokenizer, tmp_path):
     assert any(p.name == "training_args.bin" for p in files)
     assert not any(b"hf_secret_token" in p.read_bytes() for p in files)
     assert trainer.args.hub_token == "hf_secret_token"
+
+
+def trained(text_tasks, tokenizer, folder, **given: Any) -> TaskSelectionTrainer:
+    trainer = TaskSelectionTrainer(
+        tiny_llama(),
+        config(folder),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules="all-linear"),
+        **{"train_dataset": text_tasks, "eval_dataset": {"goal": text_tasks["next"]}, **given},
+    )
+    trainer.train()
+    return trainer
+
+
+def test_gradients_at_a_checkpoint_leave_the_trainers_weights_alone(text_tasks, tokenizer, tmp_path):
+    trainer = trained(text_tasks, tokenizer, tmp_path / "out")
+    before, loss = weights(trainer.model), trainer.evaluate()["eval_goal_loss"]
+    half = trainer.collect_gradients("half", dim=32)
+    with pytest.raises(ConfigError, match=r"gradients\.seeds"):
+        trainer.collect_gradients("half", seeds=["a"])
+    for name, value in weights(trainer.model).items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert trainer.evaluate()["eval_goal_loss"] == loss
+    now = trainer.collect_gradients(None, tmp_path / "now", dim=32)
+    end = trainer.collect_gradients("end", dim=32)
+    assert now.fingerprint["adapter"] == end.fingerprint["adapter"] != half.fingerprint["adapter"]
+
+
+def test_dev_tasks_of_other_names_and_numbers_of_ones_own_keep_all_training_tasks(text_tasks, tokenizer, tmp_path):
+    train = combine_tasks({n: rows.select(range(6)) for n, rows in text_tasks.items()})
+    numbers = range(3, 3 + 2 * len(train), 2)  # a user's own, which dev rows must not repeat
+    train = train.remove_columns("sample_idx").add_column("sample_idx", list(numbers))
+    dev = {name: text_tasks["next"].select(range(3)) for name in "wxyz"}
+    store = trained(text_tasks, tokenizer, tmp_path, train_dataset=train, eval_dataset=dev).collect_gradients(dim=32)
+    assert store.task_names == list(text_tasks)
+    assert set(store.task[store.split == "dev"]) == set("wxyz")
+    assert set(store.sample_idx[store.split == "train"]) == set(numbers)
+
+
+def test_rows_of_one_length_pass_with_a_collator_that_cannot_pad(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 60, (12, 8), generator=generator).tolist()
+    rows = Dataset.from_dict({"input_ids": ids, "labels": ids, "task": ["a", "b"] * 6})
+    trainer = TaskSelectionTrainer(trained_lora(tiny_llama()), config(tmp_path), train_dataset=rows)
+    assert len(trainer.collect_gradients(dim=32)) == 12

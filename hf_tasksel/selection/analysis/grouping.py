@@ -157,7 +157,8 @@ def affinity_subsets(tasks: Sequence[str], num_subsets: int | None, subset_fract
         raise ConfigError(f"subset_fraction must be between 0 and 1, not {subset_fraction}")
     size = min(len(tasks) - 1, max(2, round(subset_fraction * len(tasks))))
     by_name = np.argsort(np.argsort(tasks))  # task -> its column in the subsets, which are drawn over sorted names
-    subsets = random_subsets(len(tasks), num_subsets or 10 * len(tasks), size, seed)[:, by_name]
+    count = 10 * len(tasks) if num_subsets is None else num_subsets
+    subsets = random_subsets(len(tasks), count, size, seed)[:, by_name]
     check_counts((subsets.T @ subsets).astype(int), tasks)
     return subsets
 

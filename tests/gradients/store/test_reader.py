@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hf_tasksel.core.errors import StoreError
+from hf_tasksel.gradients.store import format
 from hf_tasksel.gradients.store.reader import GradientStore, StoreLayout
 from hf_tasksel.gradients.store.writer import StoreWriter
 
@@ -315,4 +316,27 @@ def test_no_store_is_one_sentence(tmp_path):
 def test_the_folder_of_a_run_is_answered_with_its_stores(tmp_path):
     make(tmp_path / "gradients" / "checkpoint-2", list(range(10)))
     with pytest.raises(StoreError, match=r"there is no gradient store at .*: open one of \['.*/checkpoint-2'\]"):
+        GradientStore(tmp_path)
+
+
+def test_rows_may_be_asked_for_twice_and_must_be_there(tmp_path):
+    store = make(tmp_path, list(range(COUNT)))
+    np.testing.assert_array_equal(store.gradients_at(np.asarray([3, 0, 3])), store.gradients()[[3, 0, 3]])
+    assert store.gradients_at(np.asarray([], dtype=int)).shape == (0, DIM)
+    with pytest.raises(StoreError, match=r"rows must be positions from 0 to 9, not \[0, 10\]"):
+        store.gradients_at(np.asarray([0, 10]))
+
+
+def test_a_shard_is_hashed_once_until_it_changes_or_one_asks(tmp_path, monkeypatch):
+    store = make(tmp_path, list(range(COUNT)))
+    hashed = []
+    whole = format.is_whole
+    monkeypatch.setattr(format, "is_whole", lambda path: hashed.append(path) or whole(path))
+    GradientStore(tmp_path)
+    assert not hashed
+    GradientStore(tmp_path, verify=True)
+    store.verify()
+    assert len(hashed) == 2
+    flip_a_byte(hashed[0])
+    with pytest.raises(StoreError, match="is damaged"):
         GradientStore(tmp_path)
