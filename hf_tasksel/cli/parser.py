@@ -73,7 +73,7 @@ def add_stage(commands: Any, name: str, description: str) -> None:
             "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
         )
     if name == "verify":
-        stage.add_argument("--subsets", type=int, default=20, help="how many subsets to fine-tune (20)")
+        stage.add_argument("--subsets", type=int, help="how many subsets to fine-tune (20, or all there are)")
         stage.add_argument("--seeds", type=int, default=1, help="fine-tunes of each; 2 measure the noise ceiling")
         stage.add_argument("--processes", type=int, help="fine-tunes at the same time")
         stage.add_argument(

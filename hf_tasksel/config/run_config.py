@@ -8,7 +8,8 @@ built.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,6 +27,7 @@ from ..selection.config import SelectionConfig
 from ..training.config import ModelConfig
 
 DEFAULT_EPOCHS = 2
+DEFAULT_BATCH = 16
 # Keys of `meta` that `fine_tuning` takes over unless it says otherwise.
 INHERITED = (
     "learning_rate",
@@ -101,6 +103,9 @@ class RunConfig(ModelConfig, DataConfig):
                 value = getattr(config, section).get(key, 1)
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise ConfigError(f"{section}.{key} must be a number, not {value!r}")
+            if not getattr(config, section).get("num_train_epochs", 1) > 0:
+                raise ConfigError(f"{section}.num_train_epochs must be above 0: to train for steps, set max_steps")
+            samples_per_step(getattr(config, section), section)
         if not config.tasks:
             raise ConfigError("tasks is empty: list at least one source of training rows")
         return config
@@ -142,7 +147,7 @@ class RunConfig(ModelConfig, DataConfig):
 
     @property
     def relative_steps(self) -> float:
-        """How long the fine-tunes train beside meta training; 1 where one counts steps and the other epochs."""
+        """Steps of the fine-tunes ÷ those of meta training; 1 where one counts steps and the other epochs."""
         meta, tuned = self.meta, {**self.meta, **self.fine_tuning}
         steps = [section.get("max_steps", -1) for section in (meta, tuned)]
         if min(steps) > 0:
@@ -150,7 +155,8 @@ class RunConfig(ModelConfig, DataConfig):
         if max(steps) > 0:
             return 1.0
         epochs = [float(section.get("num_train_epochs", DEFAULT_EPOCHS)) for section in (meta, tuned)]
-        return epochs[1] / epochs[0]
+        batches = [samples_per_step(section) for section in (meta, tuned)]
+        return epochs[1] / epochs[0] * batches[0] / batches[1]
 
     @property
     def compare_with(self) -> list[str]:
@@ -209,3 +215,19 @@ def dotted_keys() -> list[str]:
         else:
             keys.append(name)
     return keys
+
+
+def samples_per_step(section: Mapping[str, Any], name: str = "meta") -> int:
+    """Return how many samples a process trains on in one step.
+
+    Raises:
+        ConfigError: for a count that is no whole number of at least 1.
+    """
+    counts = {
+        key: section.get(key, default)
+        for key, default in (("per_device_train_batch_size", DEFAULT_BATCH), ("gradient_accumulation_steps", 1))
+    }
+    for key, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError(f"{name}.{key} must be a whole number of at least 1, not {count!r}")
+    return math.prod(counts.values())

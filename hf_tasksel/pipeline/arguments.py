@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from ..config.run_config import DEFAULT_EPOCHS, INHERITED, OWN_KEYS, RunConfig
+from ..config.run_config import DEFAULT_BATCH, DEFAULT_EPOCHS, INHERITED, OWN_KEYS, RunConfig
 from ..core.errors import ConfigError
 from ..core.values import keyword_arguments
 from ..training.training_args import Seq2SeqTaskSelectionConfig, TaskSelectionConfig
@@ -16,7 +16,7 @@ from ..training.training_args import Seq2SeqTaskSelectionConfig, TaskSelectionCo
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
     "num_train_epochs": DEFAULT_EPOCHS,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": DEFAULT_BATCH,
     "per_device_eval_batch_size": 16,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from peft import get_peft_model
 from rich.console import Console
 from rich.markup import escape
@@ -99,17 +98,18 @@ def trained_tokens(args: Any, tokens: int, samples: int) -> int:
 
 
 def training_steps(args: Any, samples: int) -> int:
-    """Return how many optimizer steps a training takes."""
-    return (
-        int(args.max_steps)
-        if args.max_steps > 0
-        else math.ceil(samples / samples_per_step(args) * args.num_train_epochs)
-    )
+    """Return how many optimizer steps a training takes, counted as Trainer does: by the batches of each process."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    batches = samples / (args.train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return math.ceil(steps * args.num_train_epochs)
 
 
 def samples_per_step(args: Any) -> int:
     """Return how many samples one optimizer step sees, over all processes."""
-    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def multiply_accumulates_per_second(device: torch.device, size: int = 1024, seconds: float = 0.2) -> float:
@@ -130,7 +130,7 @@ def multiply_accumulates_per_second(device: torch.device, size: int = 1024, seco
 def count_parameters(config: RunConfig, model_config: Any) -> dict[str, int]:
     """Count the base's and the adapter's parameters on the meta device: no weight is loaded."""
     cls = AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
-    with init_empty_weights():
+    with torch.device("meta"):
         model = cls.from_config(model_config, trust_remote_code=config.trust_remote_code)
         model = get_peft_model(model, lora_config(config, bool(model_config.is_encoder_decoder)))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

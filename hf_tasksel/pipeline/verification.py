@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,11 +22,12 @@ from .pipeline import select
 from .true_runs import true_runs
 
 CHOICES = ("random", "unsure")
+DEFAULT_COUNT = 20
 FIRST_SEED = 1  # the run itself uses its own seed; these are independent of it
 
 
 def verify(
-    run: Run, count: int = 20, *, seeds: int = 1, processes: int | None = None, choose: str = "random"
+    run: Run, count: int | None = None, *, seeds: int = 1, processes: int | None = None, choose: str = "random"
 ) -> Verification:
     """Really fine-tune some subsets, and compare.
 
@@ -35,23 +37,24 @@ def verify(
 
     Args:
         run: a run; stages that are missing are done first.
-        count: how many subsets, at least 3.
+        count: how many subsets, at least 3; None: 20, or all where there are not so many.
         seeds: fine-tunes of each; two or more also measure the noise ceiling.
         processes: fine-tunes at the same time; see `true_runs`.
         choose: `random` subsets of a quarter, a half and three quarters of the tasks, which is what fidelity should be
             measured on, or `unsure`: the selection and its nearest rivals, which is what the decision hangs on.
 
     Raises:
-        ConfigError: for fewer than 3 subsets, no seed, or an unknown choice.
+        ConfigError: for fewer than 3 subsets or more than there are, no seed, or an unknown choice.
     """
+    names = run.materials.splits.task_names
+    count = min(DEFAULT_COUNT, num_subsets(names)) if count is None else count
     if count < 3 or seeds < 1 or choose not in CHOICES:
         raise ConfigError(f"verify needs at least 3 subsets, 1 seed, and a choice of {list(CHOICES)}")
+    drawn = random_subsets(names, count) if choose == "random" else []  # refused before any work
     selection = select(run)
     estimator = fit_run_estimator(run.output_dir, run.config)
     calibrate_from_folder(estimator, run.output_dir, run.config)
-    chosen = (
-        random_subsets(estimator.task_names_, count) if choose == "random" else rivals(estimator, selection, count)
-    )
+    chosen = drawn or rivals(estimator, selection, count)
     runs = true_runs(run, chosen, range(FIRST_SEED, FIRST_SEED + seeds), processes=processes)
     subsets = [same[0].tasks for same in runs]
     earlier = zip(*true_losses(run.output_dir, run.config), strict=True)
@@ -74,18 +77,29 @@ def random_subsets(tasks: Sequence[str], count: int, seed: int = 0) -> list[list
     Raises:
         ConfigError: when there are not so many.
     """
-    rng, found = np.random.default_rng(seed), []
-    for attempt in range(100 * count):
-        size = max(1, round((0.25, 0.5, 0.75)[attempt % 3] * len(tasks)))
+    if count > num_subsets(tasks):
+        raise ConfigError(
+            f"{len(tasks)} tasks have no {count} different subsets of a quarter, a half and three quarters of them, "
+            f"but {num_subsets(tasks)}: ask for fewer"
+        )
+    rng, found, attempt = np.random.default_rng(seed), [], 0
+    while len(found) < count:
+        size = subset_sizes(tasks)[attempt % 3]
+        attempt += 1
         subset = [tasks[i] for i in sorted(rng.choice(len(tasks), size, replace=False).tolist())]
         if subset not in found:
             found.append(subset)
-        if len(found) == count:
-            return found
-    raise ConfigError(
-        f"{len(tasks)} tasks have no {count} different subsets of a quarter, a half and three quarters of them, about "
-        f"{len(found)}: ask for fewer"
-    )
+    return found
+
+
+def subset_sizes(tasks: Sequence[str]) -> list[int]:
+    """Return a quarter, a half and three quarters of the number of tasks."""
+    return [max(1, round(share * len(tasks))) for share in (0.25, 0.5, 0.75)]
+
+
+def num_subsets(tasks: Sequence[str]) -> int:
+    """Return how many different subsets of these sizes there are."""
+    return sum(math.comb(len(tasks), size) for size in set(subset_sizes(tasks)))
 
 
 def rivals(estimator: SubsetEstimator, selection: SelectionResult, count: int) -> list[list[str]]:

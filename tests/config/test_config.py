@@ -89,11 +89,31 @@ def test_numbers_of_steps_must_be_numbers(section, run_values):
         ({"num_train_epochs": 1}, {"num_train_epochs": 3}, 3.0),
         ({}, {"num_train_epochs": 1}, 0.5),
         ({"max_steps": 50}, {"max_steps": -1}, 1.0),
+        ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 64}, 1 / 8),
+        ({}, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}, 0.5),
+        ({"num_train_epochs": 1}, {"num_train_epochs": 3, "per_device_train_batch_size": 32}, 1.5),
+        ({"max_steps": 50}, {"per_device_train_batch_size": 8}, 1.0),
     ],
 )
 def test_fine_tunes_are_measured_in_lengths_of_meta_training(meta, tuned, expected, run_values):
     config = RunConfig.from_dict({**run_values, "meta": meta, "fine_tuning": tuned})
     assert config.relative_steps == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_train_epochs": 0}, r"meta\.num_train_epochs must be above 0"),
+        (
+            {"per_device_train_batch_size": 0},
+            r"meta\.per_device_train_batch_size must be a whole number",
+        ),
+        ({"gradient_accumulation_steps": 1.5}, r"meta\.gradient_accumulation_steps must be a whole number"),
+    ],
+)
+def test_lengths_that_are_none_are_refused(values, message, run_values):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_dict({**run_values, "meta": values})
 
 
 @pytest.mark.parametrize(

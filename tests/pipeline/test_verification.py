@@ -19,7 +19,7 @@ from hf_tasksel.cli import main as cli
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.estimation.comparison import compare, cross_calibrated
-from hf_tasksel.pipeline import true_runs
+from hf_tasksel.pipeline import true_runs, verification
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.pipeline import select
 from hf_tasksel.pipeline.verification import random_subsets, rivals, verify
@@ -205,11 +205,33 @@ def test_wrong_wishes_are_one_sentence(verified, monkeypatch):
         verify(run, 2)
     with pytest.raises(ConfigError, match="3 tasks have no 50 different subsets"):
         random_subsets(["a", "b", "c"], 50)
+    monkeypatch.setattr(verification, "select", lambda run: pytest.fail("refused too late"))
+    with pytest.raises(ConfigError, match=r"3 tasks have no 9 different subsets .* but 6: ask for fewer"):
+        verify(run, 9)
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="unknown task 'x'"):
         true_runs.true_runs(run, [["x"]])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="without a launcher"):
         true_runs.true_runs(run, [["next"]])
+
+
+def test_by_default_all_subsets_are_drawn_where_they_are_few():
+    assert verification.num_subsets(["a", "b", "c", "d"]) == 14
+    every = random_subsets(["a", "b", "c", "d"], 14)
+    assert len({tuple(subset) for subset in every}) == 14
+
+
+def test_the_default_number_of_subsets_is_what_there_is(verified, monkeypatch):
+    def stop(run):
+        raise InterruptedError
+
+    wanted = []
+    monkeypatch.setattr(verification, "random_subsets", lambda tasks, count: wanted.append(count))
+    monkeypatch.setattr(verification, "select", stop)
+    with pytest.raises(InterruptedError):
+        verify(verified[0])
+    assert wanted == [6]
 
 
 def linear_world(tmp_path: Path, shuffle: bool):
