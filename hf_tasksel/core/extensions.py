@@ -29,12 +29,17 @@ def find_part(name: str, known: Mapping[str, Any], option: str) -> Any:
         return known[name]
     if ":" in name:
         return import_part(name, option)
-    offered = {found.name: found for found in entry_points(group=f"hf_tasksel.{option.rpartition('.')[2]}")}
+    offered = offered_parts(option)
     if name in offered:
-        return import_part(offered[name].value, option)
+        return import_part(offered[name], option)
     names = [*known, *offered]
     hint = did_you_mean(name, names)
     raise ConfigError(f"{option} {name!r} is not one of {names}{hint}, nor a `module:Class` of your own")
+
+
+def offered_parts(option: str) -> dict[str, str]:
+    """Return name -> `module:Class` of the parts that installed packages offer for an option."""
+    return {found.name: found.value for found in entry_points(group=f"hf_tasksel.{option.rpartition('.')[2]}")}
 
 
 def import_part(name: str, option: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import ConfigError, did_you_mean
+from ..core.extensions import offered_parts
 
 FORMATS = (
     "auto",
@@ -14,7 +15,11 @@ FORMATS = (
     "chain_of_thought",
     "classification",
     "messages",
+    "preference",
+    "text",
 )
+LOSSES = ("auto", "assistant", "all", "last")
+TRUNCATIONS = ("auto", "keep_end", "keep_start", "drop")
 
 
 @dataclass
@@ -26,10 +31,12 @@ class TaskConfig:
         name: configuration name of a Hub dataset.
         split: split of a Hub dataset.
         revision: branch, tag or commit of a Hub dataset.
-        format: one of `FORMATS`; `auto` decides from the column names.
+        format: one of `FORMATS`, `module:Class` of your own, or the name of an entry point; `auto` decides from the
+            column names.
         columns: maps the format's field names to the dataset's column names, e.g. `{rationale: explanation}`.
         template: prompt template for the format, with `{field}` placeholders; the format's own if not given.
         max_samples: keep a seeded random sample of at most this many rows.
+        chat, loss, truncation: as in `DataConfig`, for this task alone; that of the run if None.
     """
 
     dataset: str | None = None
@@ -40,12 +47,17 @@ class TaskConfig:
     columns: dict[str, str] = field(default_factory=dict)
     template: str | None = None
     max_samples: int | None = None
+    chat: bool | None = None
+    loss: str | None = None
+    truncation: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
+        if self.format not in FORMATS and ":" not in self.format and self.format not in offered_parts("format"):
             raise ConfigError(
-                f"format {self.format!r} is not one of {', '.join(FORMATS)}{did_you_mean(self.format, FORMATS)}"
+                f"format {self.format!r} is not one of {', '.join(FORMATS)}{did_you_mean(self.format, FORMATS)}, "
+                "nor a `module:Class` of your own"
             )
+        check_choices(self.loss or "auto", self.truncation or "auto")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"max_samples must be at least 1, not {self.max_samples}")
 
@@ -89,11 +101,30 @@ class DataConfig:
     Attributes:
         tasks: task name -> `TaskConfig` fields, or `{from: "folder/*.jsonl", ...}`, or one entry with `task_column`.
         target: see `TargetConfig`.
-        max_length: longest sequence in tokens; longer prompts lose their beginning.
+        max_length: longest sequence in tokens; longer rows are cut, or left out and counted.
         seed: seeds data splits, adapter initialisation and training.
+        chat: put prompts and completions of plain formats into the base's chat template.
+        loss: what is learned of conversations: `assistant` turns, `all` tokens, the `last` assistant turn, or as TRL
+            does (`auto`): the completion where a row names one, all tokens of a conversation that does not.
+        truncation: what rows beyond `max_length` lose: `keep_end` cuts prompts at their beginning and conversations of
+            their oldest turns, `keep_start` cuts the end, `drop` leaves such rows out; `auto` is `keep_end`, and
+            `keep_start` for the format `text`. Encoder-decoders cut at the end.
     """
 
     tasks: dict[str, Any]
     target: TargetConfig
     max_length: int = 1024
     seed: int = 0
+    chat: bool = False
+    loss: str = "auto"
+    truncation: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choices(self.loss, self.truncation)
+
+
+def check_choices(loss: str, truncation: str) -> None:
+    """Raise `ConfigError` for a loss or a truncation that there is not."""
+    for name, value, known in (("loss", loss, LOSSES), ("truncation", truncation, TRUNCATIONS)):
+        if value not in known:
+            raise ConfigError(f"{name} {value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")

@@ -131,7 +131,16 @@ def load_entry(name: str, entry: dict[str, Any], seed: int) -> dict[str, Dataset
 
 def format_config(rows: Dataset, config: TaskConfig, name: str) -> Dataset:
     """Bring rows into the canonical columns as their configuration says."""
-    return format_rows(rows, config.format, name, config.columns, config.template)
+    return format_rows(
+        rows,
+        config.format,
+        name,
+        config.columns,
+        config.template,
+        chat=bool(config.chat),
+        loss=config.loss or "auto",
+        truncation=config.truncation or "auto",
+    )
 
 
 def load_rows(config: TaskConfig, task: str) -> Dataset:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 from .config import DataConfig, TargetConfig
-from .formatting import row_key, tokenize_rows
+from .formatting import encode_rows, fitting, row_key
 from .sources import format_config, load_entry, load_rows, sample_rows, task_entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+CHOICES = ("chat", "loss", "truncation")  # of the run, where a task makes none of its own
 
 
 @dataclass
@@ -27,15 +30,21 @@ class DataReport:
     empty_completions: dict[str, int] = field(default_factory=dict)
     leaked: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
+    too_long: dict[str, int] = field(default_factory=dict)
+    whole_conversations: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return one sentence for each thing that a user should know."""
         dropped = [f"{n} rows of {t!r} without a completion were left out" for t, n in self.empty_completions.items()]
         leaked = [f"{n} rows of {t!r} were left out: they are also target rows" for t, n in self.leaked.items()]
+        cut = [f"{n} rows of {t!r} are longer than max_length and were cut" for t, n in self.truncated.items()]
         long = [
-            f"{n} rows of {t!r} fill max_length: what is longer loses its beginning" for t, n in self.truncated.items()
+            f"{n} rows of {t!r} were left out: longer than max_length, and not to be cut"
+            for t, n in self.too_long.items()
         ]
-        return dropped + leaked + long
+        names = ", ".join(map(repr, self.whole_conversations))
+        whole = [f"the loss is on all tokens of the conversations of {names}, as in TRL: `loss` chooses"]
+        return dropped + leaked + cut + long + (whole if names else [])
 
 
 @dataclass(frozen=True)
@@ -147,13 +156,16 @@ def load_tasks(config: DataConfig) -> TaskSplits:
     """
     report = DataReport()
     tasks: dict[str, Dataset] = {}
+    choices = {name: getattr(config, name) for name in CHOICES}
+    target = replace(config.target, **{k: v for k, v in choices.items() if getattr(config.target, k) is None})
     for entry_name, entry in task_entries(config.tasks).items():
-        for name, rows in load_entry(entry_name, entry, config.seed).items():
+        for name, rows in load_entry(entry_name, {**choices, **entry}, config.seed).items():
             if name in tasks:
                 raise ConfigError(f"two tasks are called {name!r}, one of them from tasks.{entry_name}: rename one")
             tasks[name] = drop_empty(rows, name, report)
-    dev, test = split_target(tasks, config.target, config.seed, report)
-    find_leakage(tasks, dev, test, config.target, report)
+    dev, test = split_target(tasks, target, config.seed, report)
+    find_leakage(tasks, dev, test, target, report)
+    report.whole_conversations = [n for n, rows in {**tasks, target.task: dev}.items() if takes_whole(rows)]
     report.rows = {name: len(rows) for name, rows in tasks.items()}
     names = list(tasks)
     train = combine_tasks(tasks, names)
@@ -161,6 +173,11 @@ def load_tasks(config: DataConfig) -> TaskSplits:
     dev = combine_tasks({config.target.task: dev}, target_names, first_idx=len(train))
     test = combine_tasks({config.target.task: test}, target_names, first_idx=len(train) + len(dev))
     return TaskSplits(train, dev, test, config.target.task, report)
+
+
+def takes_whole(rows: Dataset) -> bool:
+    """Say whether the loss of some row is on a whole conversation though nobody chose it."""
+    return any(row["is_whole"] and "loss" not in row for row in rows["settings"] if "is_whole" in row)
 
 
 def drop_empty(rows: Dataset, task: str, report: DataReport) -> Dataset:
@@ -266,21 +283,35 @@ def find_leakage(
 def tokenize_splits(
     splits: TaskSplits, tokenizer: PreTrainedTokenizerBase, max_length: int, is_encoder_decoder: bool
 ) -> dict[str, Dataset]:
-    """Return `train`, `dev` and `test` rows as tokens; training rows that are cut off are counted in the report."""
+    """Return `train`, `dev` and `test` rows as tokens; rows that are cut or left out are counted in the report.
+
+    Raises:
+        DataError: when a split has a task of which no row fits.
+    """
     parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
-    encoded = {name: tokenize_rows(rows, tokenizer, max_length, is_encoder_decoder) for name, rows in parts.items()}
-    splits.report.truncated = count_truncated(encoded["train"], max_length)
-    return encoded
+    encoded = {name: encode_rows(rows, tokenizer, max_length, is_encoder_decoder) for name, rows in parts.items()}
+    splits.report.truncated = per_task(encoded["train"], [bool(cut) for cut in encoded["train"]["was_cut"]])
+    splits.report.too_long = {}
+    for name, rows in encoded.items():
+        gone = per_task(rows, [not ids for ids in rows["input_ids"]])
+        all_rows = per_task(rows, [True] * len(rows))
+        for task, count in gone.items():
+            if count == all_rows[task]:
+                raise DataError(
+                    f"task {task!r}: none of its {count} {name} rows fits max_length={max_length}: raise it, or leave "
+                    "the task out"
+                )
+            splits.report.too_long[task] = splits.report.too_long.get(task, 0) + count
+    return {name: fitting(rows).remove_columns("was_cut") for name, rows in encoded.items()}
 
 
-def count_truncated(tokenized: Dataset, max_length: int) -> dict[str, int]:
-    """Return, per task, how many tokenized rows are as long as `max_length` allows."""
-    full = np.asarray([len(ids) >= max_length for ids in tokenized["input_ids"]])
-    tasks = np.asarray(tokenized["task"])[full]
-    names = tokenized.features["task"].names
+def per_task(rows: Dataset, chosen: list[bool]) -> dict[str, int]:
+    """Return, per task, how many of some rows there are."""
+    tasks = np.asarray(rows["task"])[np.asarray(chosen, dtype=bool)]
+    names = rows.features["task"].names
     return {names[task]: int((tasks == task).sum()) for task in np.unique(tasks)}
 
 
-def report_dict(report: DataReport) -> dict[str, dict[str, int]]:
+def report_dict(report: DataReport) -> dict[str, Any]:
     """Return the report as plain values for run.json."""
     return asdict(report)

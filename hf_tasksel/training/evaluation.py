@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 from ..core.distributed import distributed_rank, gather_lists
 from ..core.errors import NonFiniteError
 from ..core.progress import progress_bar
-from ..data.formatting import render
+from ..data.formats.encoding import render_prompt
 from ..gradients.model import batch_objectives, evaluation_mode
 from .answer_accuracy import AnswerAccuracy
 
@@ -88,12 +88,12 @@ def generate(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_new_tokens: int
 ) -> list[str]:
     """Return the greedy continuation of each row's prompt."""
-    rendered = [render(row, tokenizer) for row in rows]
+    rendered = [render_prompt(row, tokenizer) for row in rows]
     inputs = tokenizer(
-        [prompt for prompt, _, _ in rendered],
+        [prompt for prompt, _ in rendered],
         return_tensors="pt",
         padding=True,
-        add_special_tokens=not rendered[0][2],
+        add_special_tokens=not rendered[0][1],
         return_token_type_ids=False,
     ).to(next(model.parameters()).device)
     if not model.config.is_encoder_decoder and tokenizer.eos_token_id is not None:

@@ -250,7 +250,7 @@ def test_plan_trains_nothing(config_file, capsys, run_values):
 def test_plan_refuses_a_quantization_and_counts_what_is_cut_off(config_file, capsys):
     assert "load_in_4bit" in fails(capsys, "plan", config_file(quantization={"load_in_4bits": True}))
     assert cli.main(["plan", config_file(max_length=12), "--json"]) == 0
-    assert "24 rows of 'next' fill max_length" in " ".join(json.loads(capsys.readouterr().out)["notes"])
+    assert "24 rows of 'next' are longer than max_length" in " ".join(json.loads(capsys.readouterr().out)["notes"])
 
 
 def test_estimates_are_a_table_for_people(finished, capsys):

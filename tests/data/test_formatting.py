@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_tasksel.core.errors import DataError
-from hf_tasksel.data.formatting import encode_causal, format_rows, text, tokenize_rows
+from hf_tasksel.data.formats.cells import text
+from hf_tasksel.data.formats.encoding import encode_causal
+from hf_tasksel.data.formatting import format_rows, tokenize_rows
 
 
 def convert(row: dict, format: str = "auto", **options):
@@ -191,7 +193,7 @@ def test_truncation_keeps_the_completion_before_the_prompt(prompt, completion, l
 
 def test_chat_templates_are_used_and_special_tokens_not_doubled(tokenizer):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
-    rows = format_rows(Dataset.from_list([{"messages": turns}]), "messages", "chat")
+    rows = format_rows(Dataset.from_list([{"messages": turns}]), "messages", "chat", loss="last")
     found = tokenize_rows(rows, tokenizer)[0]
     answer = [i for i, label in zip(found["input_ids"], found["labels"], strict=True) if label != -100]
     assert tokenizer.decode(found["input_ids"]) == "<user>hi<assistant>yes<eos>"

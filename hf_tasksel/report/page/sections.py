@@ -157,7 +157,12 @@ def data_section(files: RunFiles) -> Section | Missing:
         if counts
         else "There are no training rows."
     )
-    kinds = {"empty_completions": "without an answer", "leaked": "also target rows", "truncated": "cut to max_length"}
+    kinds = {
+        "empty_completions": "without an answer",
+        "leaked": "also target rows",
+        "too_long": "beyond max_length",
+        "truncated": "cut to max_length",
+    }
     names = [name for name in data["rows"] if any(data.get(kind, {}).get(name) for kind in kinds)]
     names += sorted({name for kind in kinds for name in data.get(kind, {})} - set(names))
     if not names:
@@ -166,7 +171,7 @@ def data_section(files: RunFiles) -> Section | Missing:
         [name, str(data["rows"].get(name, "")), *(str(data.get(kind, {}).get(name, 0)) for kind in kinds)]
         for name in names
     ]
-    caption = "Rows that were left out (without an answer, also target rows) or lost their beginning (cut)"
+    caption = "Rows that were left out (without an answer, also target rows, beyond max_length) or cut"
     return Section("data", "Data", [words, Table(caption, ["task", "rows used", *kinds.values()], rows)])
 
 
