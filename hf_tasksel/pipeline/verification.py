@@ -82,7 +82,8 @@ def random_subsets(tasks: Sequence[str], count: int, seed: int = 0) -> list[list
             f"{len(tasks)} tasks have no {count} different subsets of a quarter, a half and three quarters of them, "
             f"but {num_subsets(tasks)}: ask for fewer"
         )
-    rng, found, attempt = np.random.default_rng(seed), [], 0
+    found: list[list[str]] = []
+    rng, attempt = np.random.default_rng(seed), 0
     while len(found) < count:
         size = subset_sizes(tasks)[attempt % 3]
         attempt += 1
