@@ -68,12 +68,13 @@ class TargetConfig(TaskConfig):
 
     Attributes:
         task: name of the target. Without `dataset`, the rows of the task with this name are split.
-        dev_samples: rows taken from the target for estimation, unless `dev_dataset` or `dev_split` supplies them all.
-        test_samples: rows taken for the last report when neither `test_dataset` nor `test_split` is given, and an
-            upper bound when one is.
+        dev_samples: rows taken from the target for estimation, and an upper bound where `dev_dataset` or `dev_split`
+            has them ready.
+        test_samples: the same for the last report; where none are ready, as many as `dev_samples` if not given.
         dev_dataset, dev_split, test_dataset, test_split: where ready dev and test rows are.
         include_in_training: whether the rows that are left become a selectable task of the same name.
-        leakage: `error` or `drop`: what to do with training rows that are also target dev or test rows.
+        leakage: `error` or `drop`: what to do with training rows that are also target dev or test rows, and with dev
+            rows that are also test rows.
     """
 
     task: str = ""
@@ -90,6 +91,9 @@ class TargetConfig(TaskConfig):
         super().__post_init__()
         if not self.task:
             raise ConfigError("target.task is missing: name the task whose loss you want to lower")
+        for name in ("dev_samples", "test_samples"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigError(f"target.{name} must be at least 1, not {count}")
         if self.leakage not in ("error", "drop"):
             raise ConfigError(f"target.leakage must be 'error' or 'drop', not {self.leakage!r}")
 

@@ -29,6 +29,8 @@ class DataReport:
     rows: dict[str, int] = field(default_factory=dict)
     empty_completions: dict[str, int] = field(default_factory=dict)
     leaked: dict[str, int] = field(default_factory=dict)
+    dev_in_test: int = 0
+    held_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
     too_long: dict[str, int] = field(default_factory=dict)
     whole_conversations: list[str] = field(default_factory=list)
@@ -37,6 +39,12 @@ class DataReport:
         """Return one sentence for each thing that a user should know."""
         dropped = [f"{n} rows of {t!r} without a completion were left out" for t, n in self.empty_completions.items()]
         leaked = [f"{n} rows of {t!r} were left out: they are also target rows" for t, n in self.leaked.items()]
+        if self.dev_in_test:
+            leaked.append(f"{self.dev_in_test} dev rows were left out: they are also test rows")
+        leaked += [
+            f"{used} of the {count} rows of {name} are used: target.{name}_samples says how many"
+            for name, (used, count) in self.held_out.items()
+        ]
         cut = [f"{n} rows of {t!r} are longer than max_length and were cut" for t, n in self.truncated.items()]
         long = [
             f"{n} rows of {t!r} were left out: longer than max_length, and not to be cut"
@@ -164,7 +172,7 @@ def load_tasks(config: DataConfig) -> TaskSplits:
                 raise ConfigError(f"two tasks are called {name!r}, one of them from tasks.{entry_name}: rename one")
             tasks[name] = drop_empty(rows, name, report)
     dev, test = split_target(tasks, target, config.seed, report)
-    find_leakage(tasks, dev, test, target, report)
+    dev = find_leakage(tasks, dev, test, target, report)
     report.whole_conversations = [n for n, rows in {**tasks, target.task: dev}.items() if takes_whole(rows)]
     report.rows = {name: len(rows) for name, rows in tasks.items()}
     names = list(tasks)
@@ -203,10 +211,12 @@ def split_target(
 ) -> tuple[Dataset, Dataset]:
     """Return the target's dev and test rows, and put what is left of it into `tasks` (or take it out of them)."""
     rows = target_rows(tasks, target, seed, report)
-    dev = ready_rows(target, target.dev_dataset, target.dev_split, target.dev_samples, seed, report)
-    test = ready_rows(target, target.test_dataset, target.test_split, target.test_samples, seed, report)
+    dev = ready_rows(target, "dev", seed, report)
+    test = ready_rows(target, "test", seed, report)
     wanted_dev = 0 if dev is not None else target.dev_samples
-    wanted_test = 0 if test is not None else (target.test_samples or target.dev_samples)
+    wanted_test = (
+        0 if test is not None else (target.dev_samples if target.test_samples is None else target.test_samples)
+    )
     available = 0 if rows is None else len(rows)
     if available < wanted_dev + wanted_test:
         raise DataError(
@@ -223,8 +233,6 @@ def split_target(
             tasks[target.task] = rows.select(rest)
     assert dev is not None
     assert test is not None
-    if len(dev) == 0:
-        raise DataError(f"target {target.task!r} has no dev rows: set target.dev_samples to at least 1")
     if not tasks:
         raise DataError("there is no task to select from besides the target's dev and test rows")
     return dev, test
@@ -249,22 +257,33 @@ def target_rows(tasks: dict[str, Dataset], target: TargetConfig, seed: int, repo
     )
 
 
-def ready_rows(
-    target: TargetConfig, dataset: str | None, split: str | None, count: int | None, seed: int, report: DataReport
-) -> Dataset | None:
-    """Load a ready-made dev or test set of the target, or return None when there is none."""
+def ready_rows(target: TargetConfig, name: str, seed: int, report: DataReport) -> Dataset | None:
+    """Load a ready-made `dev` or `test` set of the target, or return None when there is none.
+
+    Of more rows than `dev_samples` or `test_samples` a seeded sample is kept, and the report says so.
+    """
+    dataset, split, wanted = (getattr(target, f"{name}_{what}") for what in ("dataset", "split", "samples"))
     if dataset is None and split is None:
         return None
     source = replace(target, dataset=dataset or target.dataset, split=split or target.split)
     rows = drop_empty(format_config(load_rows(source, target.task), source, target.task), target.task, report)
-    return sample_rows(rows, count, seed, target.task)
+    kept = sample_rows(rows, wanted, seed, target.task)
+    if len(kept) < len(rows):
+        report.held_out[name] = (len(kept), len(rows))
+    return kept
 
 
 def find_leakage(
     tasks: dict[str, Dataset], dev: Dataset, test: Dataset, target: TargetConfig, report: DataReport
-) -> None:
-    """Find training rows that are exactly target dev or test rows; drop them or raise, as `target.leakage` says."""
-    held_out = {row_key(row) for split in (dev, test) for row in split}
+) -> Dataset:
+    """Find training rows that are exactly target dev or test rows, and dev rows that are test rows; drop them or
+    raise, as `target.leakage` says.
+
+    Returns:
+        The dev rows that are left.
+    """
+    tested = {row_key(row) for row in test}
+    held_out = tested | {row_key(row) for row in dev}
     for name, rows in list(tasks.items()):
         keep = [i for i, row in enumerate(rows) if row_key(row) not in held_out]
         if len(keep) < len(rows):
@@ -272,12 +291,21 @@ def find_leakage(
             tasks[name] = rows.select(keep)
             if not keep and target.leakage == "drop":
                 raise DataError(f"task {name!r} is empty: all its rows are also target dev or test rows")
+    own = [i for i, row in enumerate(dev) if row_key(row) not in tested]
+    report.dev_in_test = len(dev) - len(own)
     if report.leaked and target.leakage == "error":
         name, count = next(iter(report.leaked.items()))
         raise DataError(
             f"task {name!r} has {count} rows that are also dev or test rows of the target {target.task!r}: "
             "remove them, or set target.leakage to 'drop'"
         )
+    if report.dev_in_test and (target.leakage == "error" or not own):
+        advice = "or set target.leakage to 'drop'" if own else "none would be left"
+        raise DataError(
+            f"{report.dev_in_test} of the {len(dev)} dev rows of the target {target.task!r} are also test rows, so that "
+            f"the test would not be independent: remove them, {advice}"
+        )
+    return dev if len(own) == len(dev) else dev.select(own)
 
 
 def tokenize_splits(

@@ -162,6 +162,38 @@ def test_leaked_target_rows_are_an_error_or_dropped_and_counted(run_values, task
     assert splits.report.rows == {"leaky": 25, "same": 24}
 
 
+def test_dev_rows_that_are_test_rows_are_an_error_or_dropped_and_counted(run_values, tmp_path):
+    rows = word_rows("goal", 12, 1)
+    ready = {
+        "task": "goal",
+        "dev_dataset": str(write_jsonl(tmp_path / "dev.jsonl", rows[:8])),
+        "test_dataset": str(write_jsonl(tmp_path / "test.jsonl", rows[5:])),
+    }
+    with pytest.raises(DataError, match="3 of the 8 dev rows of the target 'goal' are also test rows"):
+        load(run_values, target=ready)
+    splits = load(run_values, target={**ready, "leakage": "drop"})
+    assert (len(splits.dev), len(splits.test), splits.report.dev_in_test) == (5, 7, 3)
+    assert not set(splits.dev["prompt"]) & set(splits.test["prompt"])
+    assert "3 dev rows were left out: they are also test rows" in splits.report.lines()
+    with pytest.raises(DataError, match="8 of the 8 dev rows .* none would be left"):
+        load(run_values, target={**ready, "test_dataset": ready["dev_dataset"], "leakage": "drop"})
+
+
+def test_ready_rows_are_cut_aloud_and_numbers_below_one_refused(run_values, tmp_path):
+    rows = word_rows("goal", 12, 1)
+    target = {
+        "task": "goal",
+        "dev_dataset": str(write_jsonl(tmp_path / "dev.jsonl", rows[:8])),
+        "test_dataset": str(write_jsonl(tmp_path / "test.jsonl", rows[8:])),
+    }
+    splits = load(run_values, target={**target, "dev_samples": 5})
+    assert (len(splits.dev), len(splits.test)) == (5, 4)
+    assert splits.report.lines() == ["5 of the 8 rows of dev are used: target.dev_samples says how many"]
+    for name in ("dev_samples", "test_samples"):
+        with pytest.raises(ConfigError, match=f"target.{name} must be at least 1, not 0"):
+            load(run_values, target={**target, name: 0})
+
+
 def test_rows_without_a_completion_are_left_out_and_counted(run_values, tmp_path):
     gap = {"question": "?", "rationale": "", "answer": ""}
     path = write_jsonl(tmp_path / "gaps.jsonl", [*word_rows("gaps", 3, 1), gap])
@@ -195,7 +227,6 @@ def test_a_bad_file_is_one_sentence_that_says_where(content, message, run_values
         ({"task": "goall"}, "target 'goall' is not one of the tasks"),
         ({"task": "nex"}, "did you mean 'next'"),
         ({"task": "next", "dev_samples": 20, "test_samples": 20}, "has 24 rows, fewer than the 20 dev and 20 test"),
-        ({"task": "next", "dev_samples": 0, "test_samples": 4}, "no dev rows"),
         ({"task": "next", "dataset": "x.jsonl"}, "is also a task"),
     ],
 )
