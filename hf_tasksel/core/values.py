@@ -101,13 +101,23 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `values["a"]["b"]` for key `a.b`, making sections on the way."""
-    *sections, last = key.split(".")
-    for section in sections:
-        if not isinstance(values.get(section), dict):
-            values[section] = {}
-        values = values[section]
-    values[last] = value
+    """Set `values["a"]["b"]` for key `a.b`, making sections on the way.
+
+    A name that is there already may have dots of its own. A task that is written as its path alone keeps it.
+    """
+    section, _, rest = key.partition(".")
+    for known in sorted(values, key=lambda known: -len(str(known))):
+        if key == known or key.startswith(f"{known}."):
+            section, rest = known, key[len(known) + 1 :]
+            break
+    if not rest:
+        values[section] = value
+        return
+    if isinstance(values.get(section), str):
+        values[section] = {"dataset": values[section]}
+    elif not isinstance(values.get(section), dict):
+        values[section] = {}
+    set_dotted(values[section], rest, value)
 
 
 def keyword_arguments(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:

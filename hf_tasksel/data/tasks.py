@@ -214,9 +214,7 @@ def split_target(
     dev = ready_rows(target, "dev", seed, report)
     test = ready_rows(target, "test", seed, report)
     wanted_dev = 0 if dev is not None else target.dev_samples
-    wanted_test = (
-        0 if test is not None else (target.dev_samples if target.test_samples is None else target.test_samples)
-    )
+    wanted_test = 0 if test is not None else target.test_samples or target.dev_samples
     available = 0 if rows is None else len(rows)
     if available < wanted_dev + wanted_test:
         raise DataError(
@@ -302,8 +300,8 @@ def find_leakage(
     if report.dev_in_test and (target.leakage == "error" or not own):
         advice = "or set target.leakage to 'drop'" if own else "none would be left"
         raise DataError(
-            f"{report.dev_in_test} of the {len(dev)} dev rows of the target {target.task!r} are also test rows, so that "
-            f"the test would not be independent: remove them, {advice}"
+            f"{report.dev_in_test} of the {len(dev)} dev rows of the target {target.task!r} are also test rows: "
+            f"remove them, {advice}"
         )
     return dev if len(own) == len(dev) else dev.select(own)
 

@@ -211,7 +211,12 @@ def choose_target(found: dict[str, Source], wanted: str | None) -> tuple[str, st
             return name, "it is called so"
     if len(with_own := [s.name for s in found.values() if s.held_out]) == 1:
         return with_own[0], "it alone comes with dev or test rows"
-    fewest = min((s for s in found.values() if s.rows), key=lambda s: s.rows)
+    with_rows = [s for s in found.values() if s.rows]
+    if not with_rows:
+        raise ConfigError(
+            f"there are dev or test rows only, of {list(found)}, and nothing to train on: name training files too"
+        )
+    fewest = min(with_rows, key=lambda s: s.rows)
     return fewest.name, "it has the fewest rows"
 
 

@@ -41,7 +41,7 @@ def extract_answer(text: str) -> str:
 
 
 def normalize_answer(answer: str) -> str:
-    """Make answers comparable: no markup, currency or outer punctuation, lower case, numbers in their shortest form."""
+    """Make answers comparable: no markup, currency or outer punctuation, lower case, shortest numbers."""
     if boxed := IN_BOX.search(answer):
         answer = boxed[1]
     answer = MARKUP.sub(lambda m: m[1] or "", answer).lstrip(OUTER.replace(".", "")).rstrip(OUTER).casefold()
@@ -56,8 +56,8 @@ def shortest(number: str) -> str:
 def is_right(text: str, reference: str) -> bool:
     """Say whether a text's final answer is the reference.
 
-    Where the reference is a number, the first number of the answer counts ("18 dollars"), after an equals sign if there
-    is one ("9 + 9 = 18").
+    Where the reference is a number, the first number of the answer counts ("18 dollars"), after the last equals
+    sign ("9 + 9 = 18").
     """
     found, right = extract_answer(text), normalize_answer(reference)
     if NUMBER.fullmatch(right) and (numbers := NUMBER.findall(found.rpartition("=")[2])):

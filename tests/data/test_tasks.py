@@ -175,7 +175,7 @@ def test_dev_rows_that_are_test_rows_are_an_error_or_dropped_and_counted(run_val
     assert (len(splits.dev), len(splits.test), splits.report.dev_in_test) == (5, 7, 3)
     assert not set(splits.dev["prompt"]) & set(splits.test["prompt"])
     assert "3 dev rows were left out: they are also test rows" in splits.report.lines()
-    with pytest.raises(DataError, match="8 of the 8 dev rows .* none would be left"):
+    with pytest.raises(DataError, match=r"8 of the 8 dev rows .* none would be left"):
         load(run_values, target={**ready, "test_dataset": ready["dev_dataset"], "leakage": "drop"})
 
 

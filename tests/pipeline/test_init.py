@@ -227,3 +227,9 @@ def test_word_rows_are_found_too(tmp_path):
     write_jsonl(tmp_path / "data" / "a.jsonl", word_rows("a", 30, 1))
     write_jsonl(tmp_path / "data" / "b.jsonl", word_rows("b", 20, 2))
     assert written(tmp_path, tmp_path / "data")[0]["target"] == "b"
+
+
+def test_dev_files_alone_are_one_sentence(tmp_path):
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", word_rows(name, 5, 1)) for name in ("a_dev", "b_dev")]
+    with pytest.raises(ConfigError, match=r"dev or test rows only, of \['a', 'b'\], and nothing to train on"):
+        written(tmp_path, *files)

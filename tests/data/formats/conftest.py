@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trl
 from datasets import Dataset
-from family_rows import family_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from family_rows import family_tokenizer
 from model_zoo import base_model
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from datasets import Dataset
-from family_rows import family_tokenizer, learned, ours, pick
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from family_rows import family_tokenizer, learned, ours, pick
 from hf_tasksel.core.errors import DataError
 from hf_tasksel.data.formatting import format_rows, tokenize_rows
 

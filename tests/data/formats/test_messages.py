@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from family_rows import learned, ours, pick
 
+from family_rows import learned, ours, pick
 from hf_tasksel.core.errors import DataError
 from hf_tasksel.data.formats.messages import SPEAKERS, read_messages
 

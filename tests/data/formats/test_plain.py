@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from datasets import Dataset
-from family_rows import ours, pick
 
+from family_rows import ours, pick
 from hf_tasksel.core.errors import DataError
 from hf_tasksel.data.formatting import format_rows
 
