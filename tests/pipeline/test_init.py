@@ -230,6 +230,6 @@ def test_word_rows_are_found_too(tmp_path):
 
 
 def test_dev_files_alone_are_one_sentence(tmp_path):
-    files = [write_jsonl(tmp_path / f"{name}.jsonl", word_rows(name, 5, 1)) for name in ("a_dev", "b_dev")]
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", word_rows(name, 5, 1)) for name in ("a.dev", "b.dev")]
     with pytest.raises(ConfigError, match=r"dev or test rows only, of \['a', 'b'\], and nothing to train on"):
         written(tmp_path, *files)
