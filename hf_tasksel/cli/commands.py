@@ -31,18 +31,21 @@ def print_estimates(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from ..estimation.fidelity import calibrated_with
+    from ..records.evaluation_rows import BELOW, NO_LOSS, estimated, number
 
     table = Table(title=f"target loss of {escape(result['target'])}, nats per token", title_justify="left")
     table.add_column("estimated", justify="right")
     table.add_column("± std", justify="right")
     table.add_column("fine-tuned on")
     for row in result["estimates"]:
-        table.add_row(f"{row['estimated_loss']:.4f}", f"{row['std']:.4f}", escape(", ".join(row["tasks"])))
+        table.add_row(estimated(row["estimated_loss"]), number(row["std"]), escape(", ".join(row["tasks"])))
     console = Console()
     console.print(table)
     first_order = "first-order, for ranking subsets: `hf-tasksel verify` says how far to trust them"
     known = calibrated_with(result["true_runs"]) if result["true_runs"] else first_order
     console.print(f"Estimates are {known}.", highlight=False)
+    if any(row["estimated_loss"] < 0 for row in result["estimates"]):
+        console.print(f"{BELOW}: {NO_LOSS}", highlight=False)
 
 
 def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
         "true_runs": true_runs,
         "expanded_at": [store.path.name for store in estimator.stores_],
         "estimates": [
-            {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6)}
+            {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6) if std == std else None}
             for s, x, std in zip(subsets, losses, stds, strict=True)
         ],
     }

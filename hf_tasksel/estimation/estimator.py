@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal, overload
 
@@ -106,7 +107,16 @@ class SubsetEstimator(BaseEstimator):
         self.calibration_: Calibration | None = None
         self.num_true_runs_ = 0
         self._yardstick: tuple[float, float] | None = None
+        if not self.gives_std:
+            warnings.warn(
+                "a target with one dev row: how unsure estimates are is unknown until calibrated", stacklevel=2
+            )
         return self
+
+    @property
+    def gives_std(self) -> bool:
+        """Whether standard deviations are known: one dev row of a target says nothing of the spread over its rows."""
+        return self.calibration_ is not None or bool((self.expansions_[0][1].target.bincount() > 1).all())
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "calibration_")
@@ -132,7 +142,7 @@ class SubsetEstimator(BaseEstimator):
                 subsets).
             return_std: also return standard deviations. After `calibrate` they are about a new fine-tune's loss;
                 before, they only hold what the projection, the choice of checkpoint and the dev samples contribute,
-                not the error of the linearisation.
+                not the error of the linearisation, and are NaN where a target has one dev sample.
 
         Returns:
             (m,) estimated dev losses in nats per token, and with `return_std` (m,) standard deviations.
@@ -275,6 +285,8 @@ def over_expansions(rows: Sequence[tuple[Tensor, DevStatistics]]) -> tuple[np.nd
     """
     means = torch.stack([r @ dev.share for r, dev in rows])
     sampling = torch.stack([(r - target_means(r, dev)).square() @ dev.share.square() for r, dev in rows]).mean(0)
+    if (rows[0][1].target.bincount() == 1).any():  # no spread can be known from one row
+        sampling = torch.full_like(sampling, torch.nan)
     between = means.var(0) if len(rows) > 1 else torch.zeros_like(sampling)
     return means.mean(0).cpu().numpy(), (sampling + between).sqrt().cpu().numpy()
 

@@ -12,6 +12,8 @@ from ..core.files import read_json
 
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_HEADER = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
+BELOW = "below 0"
+NO_LOSS = "estimates that no loss can have, beyond where the expansion holds: they order subsets, no more"
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,16 @@ def evaluation_cells(row: EvaluationRow) -> list[str]:
         "nothing (base)" if row.model == "base" else row.model,
         str(row.num_tasks or ""),
         str(row.train_samples or ""),
-        number(row.estimated_loss),
+        estimated(row.estimated_loss),
         number(row.dev_loss),
         number(row.test_loss),
         number(row.answer_accuracy, ".1%"),
     ]
+
+
+def estimated(loss: float | None) -> str:
+    """Format an estimated loss; one that no loss can have is not shown as one."""
+    return BELOW if loss is not None and loss < 0 else number(loss)
 
 
 def number(value: float | None, pattern: str = ".4f") -> str:

@@ -34,7 +34,7 @@ class Objective:
         self.names = list(estimator.task_names_)
         self.cost_per_token = cost_per_token
         self.tolerance_std = tolerance_std
-        self.gives_std = hasattr(estimator, "predict_difference")
+        self.gives_std = hasattr(estimator, "predict_difference") and getattr(estimator, "gives_std", True)
         if tolerance_std and not self.gives_std:
             raise ConfigError("selection.tolerance_std needs an estimator that gives standard deviations: set it to 0")
 

@@ -163,7 +163,9 @@ def test_the_fine_tune_inherits_checkpointing_of_meta_training_under_either_name
 
 def test_an_override_keeps_the_path_of_a_task_and_finds_names_with_dots(tmp_path):
     path = tmp_path / "my.yaml"
-    path.write_text("model_name_or_path: m\noutput_dir: o\ntasks: {a: a.jsonl, v1.0: b.jsonl, v1: c.jsonl}\ntarget: {task: a}\n")
+    path.write_text(
+        "model_name_or_path: m\noutput_dir: o\ntasks: {a: a.jsonl, v1.0: b.jsonl, v1: c.jsonl}\ntarget: {task: a}\n"
+    )
     overrides = ["--tasks.a.max_samples", "5", "--tasks.v1.0.max_samples", "6", "--tasks.v1.max_samples", "7"]
     assert RunConfig.from_yaml(path, overrides).tasks == {
         "a": {"dataset": "a.jsonl", "max_samples": 5},

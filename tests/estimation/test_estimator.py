@@ -17,6 +17,8 @@ from hf_tasksel.estimation.estimator import SubsetEstimator
 from hf_tasksel.estimation.surrogates import SURROGATES
 from hf_tasksel.gradients.store.reader import GradientStore
 from hf_tasksel.gradients.store.writer import StoreWriter
+from hf_tasksel.selection.ensemble import random_ensemble
+from hf_tasksel.selection.greedy import forward_selection
 
 TASKS = ["a", "b", "c"]
 DIM = 6
@@ -217,3 +219,20 @@ def test_a_failed_calibration_changes_nothing(tmp_path):
         estimator.calibrate([["a"]], [float("nan")])
     assert (estimator.num_true_runs_, estimator.calibration_) == (0, None)
     np.testing.assert_array_equal(estimator.predict([["a"], ["b", "c"]]), before)
+
+
+def test_one_dev_row_gives_no_standard_deviation_until_calibrated(tmp_path):
+    columns = random_columns(dev=1)
+    with pytest.warns(UserWarning, match="a target with one dev row"):
+        estimator = SubsetEstimator().fit(GradientStore.from_arrays(tmp_path / "s", **columns), "goal")
+    assert not estimator.gives_std
+    assert np.isnan(estimator.predict([["t0"], ["t1"]], return_std=True)[1]).all()
+    assert np.isnan(estimator.predict_difference([["t0"]], [["t1"]])[1]).all()
+    found = random_ensemble(estimator)
+    assert found.effects_std is None
+    assert np.isfinite(found.estimate)
+    with pytest.raises(ConfigError, match="tolerance_std needs an estimator that gives standard deviations"):
+        forward_selection(estimator, tolerance_std=1.0)
+    estimator.calibrate([["t0"], ["t1"], ["t2", "t3"]], [1.0, 1.5, 2.0])
+    assert estimator.gives_std
+    assert np.isfinite(estimator.predict([["t0"]], return_std=True)[1]).all()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from hf_tasksel.records.evaluation_rows import EvaluationRow, disappointment
+from hf_tasksel.records.evaluation_rows import EvaluationRow, disappointment, evaluation_cells
 from hf_tasksel.report.tables import closing_lines, effects_table
 from hf_tasksel.selection.result import SelectionResult
 
@@ -44,6 +44,17 @@ def test_the_report_is_named_where_there_is_one(tmp_path):
     assert not any(line.startswith("report") for line in closing_lines(current, None, [], {}))
     (tmp_path / "report.html").touch()
     assert f"report with plots: {tmp_path / 'report.html'}" in closing_lines(current, None, [], {})
+
+
+def test_an_estimate_that_no_loss_can_have_is_not_shown_as_one(tmp_path):
+    row = EvaluationRow("selection", 2, -1.19, 0.08, 0.083)
+    assert evaluation_cells(row)[3:6] == ["below 0", "0.0800", "0.0830"]
+    current = SimpleNamespace(output_dir=tmp_path, record=SimpleNamespace(values={"stages": {}}))
+    selection = SelectionResult("goal", "random_ensemble", ["a"], ["b"], -1.19, 2.0, effects={"a": -0.5, "b": 0.1})
+    said = closing_lines(current, selection, [row], {})
+    assert any(line.startswith("below 0: estimates that no loss can have") for line in said)
+    fine = closing_lines(current, selection, [replace(row, estimated_loss=0.1)], {})
+    assert not any(line.startswith("below 0") for line in fine)
 
 
 def test_tasks_that_are_taken_against_their_estimate_and_few_true_runs_are_explained(tmp_path):

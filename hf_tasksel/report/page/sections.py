@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ...records.evaluation_rows import EVALUATION_HEADER, evaluation_cells, number
+from ...records.evaluation_rows import BELOW, EVALUATION_HEADER, NO_LOSS, estimated, evaluation_cells, number
 from ...records.files import RunFiles
 from ...records.record import without_folders
 from ...selection.result import SelectionResult
@@ -103,9 +103,10 @@ def path_section(files: RunFiles) -> Section | Missing:
     plot = drawn(
         plot_path,
         selection,
-        alt=f"Line chart of the estimated target loss along {len(selection.path)} subsets, from {first.estimate:.4f} "
-        f"to {selection.path[-1].estimate:.4f}, lowest {best.estimate:.4f} after {best.change}; selected "
-        f"{selection.estimate:.4f}, all tasks {selection.estimate_all:.4f} nats per token.",
+        alt=f"Line chart of the estimated target loss along {len(selection.path)} subsets, from "
+        f"{estimated(first.estimate)} to {estimated(selection.path[-1].estimate)}, lowest {estimated(best.estimate)} "
+        f"after {best.change}; selected {estimated(selection.estimate)}, all tasks "
+        f"{estimated(selection.estimate_all)} nats per token.",
         caption="The estimated loss of every subset on the way; the selected one is ringed.",
     )
     return Section("path", "Search path", [" ".join(words), plot])
@@ -129,13 +130,15 @@ def estimates_section(files: RunFiles) -> Section | Missing:
         f"Single tasks, all tasks, the search path and verified subsets, by their {kind} "
         "estimates. The lowest of many estimates is low by luck too."
     )
+    if any(row["estimated_loss"] < 0 for row in best):
+        note += f" {BELOW}: {NO_LOSS}."
     return Section("estimates", "Best estimated subsets", [note, table])
 
 
 def estimate_row(row: dict[str, Any]) -> list[str]:
     """Return the cells of one subset."""
     true = row["true_losses"]
-    cells = [number(row[name]) for name in ("estimated_loss", "calibrated_loss", "calibrated_std")]
+    cells = [*(estimated(row[f"{kind}_loss"]) for kind in ("estimated", "calibrated")), number(row["calibrated_std"])]
     return [listed(row["tasks"]), str(len(row["tasks"])), *cells, number(sum(true) / len(true) if true else None)]
 
 
