@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from family_rows import IGNORED, family_tokenizer, learned, ours, pick
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from conftest import tiny_tokenizer
+from family_rows import IGNORED, family_tokenizer, learned, ours, pick
 
 QWEN = family_tokenizer("qwen2_5")
 SYSTEM = {"role": "system", "content": "be kind"}
