@@ -18,13 +18,14 @@ import hf_tasksel
 from conftest import tiny_llama, tiny_tokenizer, word_rows, write_jsonl
 from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator
 from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.data.formats.registry import FORMATS
 from hf_tasksel.estimation.surrogates import SURROGATES
 from hf_tasksel.gradients.projection import PROJECTIONS
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.selection.search import SEARCHES
 from markdown_blocks import Block
 
-REGISTRIES: tuple[dict[str, Any], ...] = (SURROGATES, PROJECTIONS, SEARCHES, hf_tasksel.BASELINES)
+REGISTRIES: tuple[dict[str, Any], ...] = (SURROGATES, PROJECTIONS, SEARCHES, FORMATS, hf_tasksel.BASELINES)
 TASKS = ["gsm8k", "my_notes", "songs", "maps", "poems", "tables"]
 CONFIG = {
     "model_name_or_path": "base/model",

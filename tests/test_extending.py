@@ -74,6 +74,21 @@ def test_a_surrogate_works_from_a_configuration(user_folder):
     assert SelectionResult.load("out/mine").estimator["surrogate"] == "diagonal_fisher"
 
 
+def test_a_format_reads_its_rows_and_says_which_it_does_not_take(user_folder):
+    from datasets import Dataset
+
+    from hf_tasksel.core.errors import DataError
+    from hf_tasksel.data.formatting import format_rows
+
+    run_section("A format")
+    rows = Dataset.from_list([{"card": "dog | Hund"}, {"card": "cat | Katze"}])
+    found = format_rows(rows, "flashcard", "cards")
+    assert list(found["prompt"]) == ["dog\n", "cat\n"]
+    assert list(found["completion"]) == ["Hund", "Katze"]
+    with pytest.raises(DataError, match="task 'cards', row 0: a card has no"):
+        format_rows(Dataset.from_list([{"card": "dog"}]), "flashcard", "cards")
+
+
 def test_a_projection_is_linear_has_its_transpose_and_keeps_inner_products(user_folder):
     run_section("A projection")
     torch.manual_seed(0)

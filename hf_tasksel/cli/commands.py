@@ -105,6 +105,7 @@ def print_found(found: dict[str, Any]) -> None:
     lines = [f"target: {found['target']}, because {found['reason']}; choose another with --target"]
     for task, count in found["leaked"].items():
         lines.append(f"{count} rows of {task} are also target rows: they will be left out (target.leakage: drop)")
+    lines += [found["suggestion"]] if found["suggestion"] else []
     lines += [f"written to {found['path']}; now: hf-tasksel plan {found['path']}"]
     for line in lines:
         console.print(escape(line), highlight=False)

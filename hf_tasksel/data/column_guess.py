@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from datasets import Dataset
 
 from ..core.errors import DataError
-from .formatting import FORMATS
+from .formats.conversations import ASIDE
+from .formats.messages import is_conversation
+from .formats.registry import FORMATS
 
 # Field -> names that public datasets use for it, the surest first; the field's own name always comes before them.
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "messages": ("conversations", "conversation", "dialog", "chat"),
     "prompt": ("inputs", "source"),
-    "completion": ("response", "targets", "target", "chosen"),
+    "completion": ("response", "targets", "target"),
     "instruction": ("query", "task", "request"),
     "input": ("context",),
     "output": ("response", "answer", "completion", "summary", "highlights", "target"),
@@ -24,6 +25,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "label": ("labels", "category", "sentiment"),
 }
 PREFERRED = {"label": ("label_name", "label_text")}  # a class's name says more than its number
+MESSAGES = ("messages", "conversations", "conversation", "dialog", "chat")
 SAMPLE, SHORT = 100, 3  # rows that are looked at, and words of a final answer
 # Tried in this order: what says most about a row comes first.
 ORDER = ("prompt_completion", "instruction", "chain_of_thought", "classification")
@@ -40,8 +42,11 @@ def guess_columns(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
         DataError: when no format fits.
     """
     names = rows.column_names
-    if messages := first_present("messages", names):
-        return "messages", {"messages": messages}
+    if messages := next((name for name in MESSAGES if name in names and holds_messages(rows, name)), None):
+        return "messages", {"messages": messages} | aside(names)
+    if {"chosen", "rejected"} <= {*names}:
+        wanted_names = ("prompt", "chosen", "rejected")
+        return "preference", {name: name for name in wanted_names if name in names} | aside(names)
     for name in ORDER:
         wanted = FORMATS[name]
         found = {field: first_present(field, names) for field in (*wanted.required, *wanted.optional)}
@@ -52,12 +57,27 @@ def guess_columns(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
         if name == "chain_of_thought" and not is_reasoning(rows, used):
             name, used = "instruction", {"instruction": used["question"], "output": used["answer"]}
             needed = [*used]
+        if name == "prompt_completion" and set(needed) <= set(used):
+            used |= aside(names)
         if set(needed) <= set(used) and len(set(used.values())) == len(used):
             return name, used
+    if "text" in names:
+        return "text", {"text": "text"}
     raise DataError(
         f"{source}: no format fits its columns {sorted(names)}: rename them, or write the entry by hand with `format` "
         "and `columns: {field: column}`"
     )
+
+
+def holds_messages(rows: Dataset, column: str) -> bool:
+    """Say whether a column holds conversations; one that nothing can be told of counts as if it did."""
+    found = [value for value in rows[:SAMPLE][column] if value]
+    return not found or is_conversation(found[0])
+
+
+def aside(names: Sequence[str]) -> dict[str, str]:
+    """Return the columns that go to the chat template beside a conversation."""
+    return {name: name for name in ASIDE if name in names}
 
 
 def is_reasoning(rows: Dataset, used: dict[str, str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from datasets import Dataset
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
 from ..core.files import atomic_path, resolve_path
+from ..data.formats.chat import Conversation
+from ..data.formats.encoding import is_chat, setting
 from ..selection.dataset_mixture import dataset_mixture
 from ..training.fine_tuning import union_rows
 from ..training.models import DEFAULT_LORA
@@ -43,7 +46,7 @@ IMPLIED = ("bnb_4bit_compute_dtype",)  # TRL computes in `dtype`
 def export_for_trl(config: RunConfig, train: Dataset, tasks: list[str], path: Path) -> None:
     """Write TRL's configuration, and beside it one JSON-lines file per task with the run's prompts and completions.
 
-    TRL cuts samples beyond `max_length` at their end, where a run of ours cuts their beginning.
+    TRL cuts samples beyond `max_length` at their end, whatever `truncation` says.
 
     Args:
         config: the run's configuration.
@@ -52,10 +55,11 @@ def export_for_trl(config: RunConfig, train: Dataset, tasks: list[str], path: Pa
         path: the configuration to write.
 
     Raises:
-        ConfigError: for a LoRA or quantization setting that TRL's command line has no option for.
+        ConfigError: for a LoRA or quantization setting that TRL's command line has no option for, or tasks that TRL
+            cannot train on together.
     """
     datasets = {}
-    settings = trl_settings(config, path.parent)
+    settings = trl_settings(config, path.parent) | loss_settings(union_rows(train, tasks))
     for number, name in enumerate(tasks):
         file_path = path.parent / f"{number:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.jsonl"
         with atomic_path(file_path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -67,10 +71,41 @@ def export_for_trl(config: RunConfig, train: Dataset, tasks: list[str], path: Pa
 
 
 def trl_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row in TRL's prompt-completion format, conversational where ours is."""
-    if row["messages"]:
-        return {"prompt": row["messages"], "completion": [{"role": "assistant", "content": row["completion"]}]}
-    return {"prompt": row["prompt"], "completion": row["completion"]}
+    """Return a row in one of TRL's formats: text, a whole conversation, or a prompt and its completion."""
+    settings = row.get("settings") or {}
+    if not is_chat(row):
+        is_text = settings.get("loss") == "all" and not row["prompt"]
+        return {"text": row["completion"]} if is_text else {"prompt": row["prompt"], "completion": row["completion"]}
+    talk = Conversation.of(row)
+    turns: dict[str, Any] = {"prompt": talk.messages, "completion": talk.reply}
+    if talk.is_whole and talk.loss != "completion":
+        turns = {"messages": talk.turns}
+    aside = {"tools": talk.tools, "chat_template_kwargs": talk.template_options}
+    return turns | {key: value for key, value in aside.items() if value}
+
+
+def loss_settings(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings of TRL that say which tokens of these rows have a loss.
+
+    Raises:
+        ConfigError: when no single setting says it for all of them.
+    """
+    found = set()
+    for row in rows:
+        shape = next(key for key in ("messages", "text", "prompt") if key in trl_row(row))
+        loss = Conversation.of(row).loss if is_chat(row) else setting(row, "loss")
+        everything = shape == "prompt" and loss == "all"
+        found.add((shape, is_chat(row), loss == "assistant" and is_chat(row), everything))
+    if len(found) > 1:
+        raise ConfigError(
+            "the selected tasks cannot be exported together: TRL trains on one shape of rows with one kind of loss, "
+            "and they mix conversations, text, or settings of `loss`"
+        )
+    for _, _, assistant, everything in found:
+        return ({"assistant_only_loss": True} if assistant else {}) | (
+            {"completion_only_loss": False} if everything else {}
+        )
+    return {}
 
 
 def trl_settings(config: RunConfig, folder: Path) -> dict[str, Any]:

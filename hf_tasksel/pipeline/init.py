@@ -18,10 +18,12 @@ from ..core.errors import ConfigError, DataError, ModelError, did_you_mean
 from ..core.files import atomic_path
 from ..data.column_guess import guess_columns
 from ..data.config import TaskConfig
+from ..data.formats.encoding import is_chat
 from ..data.formatting import format_rows
 from ..data.sources import FILE_LOADERS, file_task_name, first_line, is_local_file, load_rows
-from ..data.tasks import load_tasks
+from ..data.tasks import TaskSplits, load_tasks
 from ..training.models import load_tokenizer
+from .chat_suggestion import suggest_chat
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M"
 MAX_SAMPLES = 4000
@@ -58,7 +60,7 @@ def write_config(
     Returns:
         What was found and chosen: `tasks` (name -> rows, format, unused columns, the
         first completion that is learned), `target`, `reason`, `leaked`
-        (task -> rows), `path`.
+        (task -> rows), `path`, `suggestion` (a sentence, or None).
 
     Raises:
         ConfigError: when `path` is there already, or nothing is at a source.
@@ -72,12 +74,13 @@ def write_config(
     name, reason = choose_target(found, target)
     values = config_values(found, name, model)
     config = RunConfig.from_dict(values)
-    leaked = load_tasks(config).report.leaked
-    check_chat(config, [source.name for source in found.values() if source.entry["format"] == "messages"])
+    splits = load_tasks(config)
+    leaked = splits.report.leaked
+    suggestion = check_chat(config, splits)
     if not leaked:
         del values["target"]["leakage"]
     with atomic_path(path) as temporary:
-        temporary.write_text(header(path, sources, name, reason) + dump(values), encoding="utf-8")
+        temporary.write_text(header(path, sources, name, reason, suggestion) + dump(values), encoding="utf-8")
     return {
         "path": str(path),
         "target": name,
@@ -87,22 +90,28 @@ def write_config(
             for s in found.values()
         },
         "leaked": dict(leaked),
+        "suggestion": suggestion,
     }
 
 
-def check_chat(config: RunConfig, tasks: Sequence[str]) -> None:
-    """Raise `DataError` when conversations meet a base without a chat template; a base out of reach is not checked."""
-    if not tasks:
-        return
+def check_chat(config: RunConfig, splits: TaskSplits) -> str | None:
+    """Return what to suggest for a base with a chat template; a base out of reach is not checked.
+
+    Raises:
+        DataError: when conversations meet a base without one.
+    """
     try:
-        template = load_tokenizer(config).chat_template
+        tokenizer = load_tokenizer(config)
     except ModelError:
-        return
-    if template is None:
+        return None
+    names = splits.dev.features["task"].names
+    chats = dict.fromkeys(names[row["task"]] for rows in (splits.train, splits.dev) for row in rows if is_chat(row))
+    if chats and tokenizer.chat_template is None:
         raise DataError(
-            f"{', '.join(tasks)}: conversations need a base with a chat template, and {config.model_name_or_path} has "
+            f"{', '.join(chats)}: conversations need a base with a chat template, and {config.model_name_or_path} has "
             "none: name another with --model, or leave these files out"
         )
+    return suggest_chat(splits, tokenizer)
 
 
 def look_at(sources: Sequence[str]) -> dict[str, Source]:
@@ -243,13 +252,15 @@ def config_values(found: dict[str, Source], target: str, model: str) -> dict[str
     return {"model_name_or_path": model, "output_dir": output, "tasks": tasks, "target": entry}
 
 
-def header(path: Path, sources: Sequence[str], target: str, reason: str) -> str:
+def header(path: Path, sources: Sequence[str], target: str, reason: str, suggestion: str | None) -> str:
     """Return the comment on top of the file."""
+    more = f"#\n# {one_line(suggestion)}:\n# chat: true\n" if suggestion else ""
     return (
         f"# hf-tasksel init {shlex.join(sources)}\n"
         f"# The target is {one_line(target)}: {reason}. Every key: docs/configuration.md.\n#\n"
         f"#     hf-tasksel plan {shlex.quote(str(path))}    # what it will cost\n"
         f"#     hf-tasksel run {shlex.quote(str(path))}\n"
+        f"{more}"
     )
 
 

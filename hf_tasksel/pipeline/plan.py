@@ -18,6 +18,7 @@ from ..data.tasks import load_tasks, tokenize_splits
 from ..gradients.costs import GradientCosts, gradient_costs
 from ..training.models import load_model_config, load_tokenizer, lora_config, quantization_config
 from .arguments import fine_tuning_arguments, meta_arguments
+from .chat_suggestion import suggest_chat
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         },
         "multiply_accumulates": macs,
         "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
-        "notes": splits.report.lines(),
+        "notes": splits.report.lines() + [note for note in [suggest_chat(splits, tokenizer)] if note],
     }
 
 

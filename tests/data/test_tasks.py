@@ -12,8 +12,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from conftest import word_rows, write_jsonl
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError, DataError
+from hf_tasksel.data.config import DataConfig, TargetConfig
 from hf_tasksel.data.sources import is_hub_dataset, is_local_file, used_datasets
-from hf_tasksel.data.tasks import combine_tasks, load_tasks, task_names
+from hf_tasksel.data.tasks import combine_tasks, load_tasks, task_names, tokenize_splits
 
 
 def rows(*values: int) -> Dataset:
@@ -265,3 +266,36 @@ def test_max_samples_of_the_target_bounds_what_is_cut_into_dev_test_and_training
     target = {**run_values["target"], "max_samples": 25, "include_in_training": True}
     splits = load(run_values, target=target)
     assert (len(splits.dev), len(splits.test), splits.report.rows["goal"]) == (10, 10, 5)
+
+
+TALKS = [
+    {"messages": [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "yes"}]} for i in range(6)
+]
+
+
+def run_of_talks(folder, **options):
+    rows = [*TALKS[:5], {"messages": [TALKS[5]["messages"][0], {"role": "assistant", "content": "yes and " * 30}]}]
+    write_jsonl(folder / "talk.jsonl", rows)
+    write_jsonl(folder / "goal.jsonl", [{"instruction": f"do {i}", "output": "done"} for i in range(6)])
+    target = TargetConfig(task="goal", dataset=str(folder / "goal.jsonl"), dev_samples=2, test_samples=2)
+    return DataConfig(tasks={"talk": str(folder / "talk.jsonl")}, target=target, **options)
+
+
+def test_choices_of_the_run_reach_every_task_and_the_default_loss_is_said(tmp_path):
+    said = "the loss is on all tokens of the conversations of 'talk', as in TRL"
+    splits = load_tasks(run_of_talks(tmp_path))
+    assert said in " ".join(splits.report.lines())
+    splits = load_tasks(run_of_talks(tmp_path, loss="assistant", chat=True))
+    assert said not in " ".join(splits.report.lines())
+    assert all(row["loss"] == "assistant" for row in splits.train["settings"])
+    assert splits.dev[0]["messages"][0]["content"].startswith("Instruction: do")
+
+
+def test_rows_that_do_not_fit_are_counted_by_task(tmp_path, tokenizer):
+    splits = load_tasks(run_of_talks(tmp_path))
+    encoded = tokenize_splits(splits, tokenizer, 60, is_encoder_decoder=False)
+    assert splits.report.too_long == {"talk": 1}
+    assert len(encoded["train"]) == len(splits.train) - 1
+    assert "1 rows of 'talk' were left out: longer than max_length" in " ".join(splits.report.lines())
+    with pytest.raises(DataError, match=r"task 'talk': none of its 6 train rows fits max_length=8"):
+        tokenize_splits(splits, tokenizer, 8, is_encoder_decoder=False)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset
 
 from hf_tasksel import SelectionResult
 from hf_tasksel.cli import main as cli
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
-from hf_tasksel.pipeline.export import trl_row, trl_settings
+from hf_tasksel.data.formatting import format_rows
+from hf_tasksel.pipeline.export import loss_settings, trl_row, trl_settings
 
 
 def test_trl_sft_trains_on_the_exported_selection_as_our_fine_tune_does(run_values, tmp_path, capsys):
@@ -46,6 +48,20 @@ def test_conversations_are_exported_as_conversations():
     turn = {"role": "user", "content": "hello"}
     row = {"prompt": "", "completion": "good day", "messages": [turn]}
     assert trl_row(row) == {"prompt": [turn], "completion": [{"role": "assistant", "content": "good day"}]}
+
+
+def test_whole_conversations_are_exported_whole_with_the_loss_that_was_chosen():
+    user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    rows = Dataset.from_list([{"messages": [user, answer]}])
+    expected = {
+        "auto": ({"messages": [user, answer]}, {}),
+        "assistant": ({"messages": [user, answer]}, {"assistant_only_loss": True}),
+        "last": ({"prompt": [user], "completion": [answer]}, {}),
+    }
+    found = {loss: list(format_rows(rows, "messages", "talk", loss=loss)) for loss in expected}
+    assert {loss: (trl_row(row[0]), loss_settings(row)) for loss, row in found.items()} == expected
+    with pytest.raises(ConfigError, match="cannot be exported together"):
+        loss_settings([*found["auto"], *found["last"]])
 
 
 def test_settings_that_trl_has_no_option_for_are_refused(run_values, tmp_path):

@@ -23,6 +23,7 @@ from hf_tasksel.core.errors import ConfigError, DataError
 from hf_tasksel.data.column_guess import guess_columns
 from hf_tasksel.data.tasks import load_tasks
 from hf_tasksel.pipeline.init import MAX_SAMPLES, write_config
+from hf_tasksel.pipeline.plan import make_plan
 
 QUESTION_ANSWER = {"instruction": "question", "output": "answer"}
 
@@ -161,6 +162,17 @@ def test_conversations_need_a_base_that_can_chat(base_folder, tokenizer, tmp_pat
         written(tmp_path, tmp_path / "data", model=str(tmp_path / "silent"))
     assert written(tmp_path / "1", tmp_path / "data", model=str(base_folder))[1]["tasks"]["talk"]
     assert written(tmp_path, tmp_path / "data", model="out/of-reach")[1]["tasks"]["talk"]["format"] == "messages"
+
+
+def test_chat_is_suggested_where_the_base_has_a_template(base_folder, tmp_path):
+    write_jsonl(tmp_path / "data" / "goal.jsonl", questions(20, "goal"))
+    write_jsonl(tmp_path / "data" / "prose.jsonl", [{"text": f"red {i}"} for i in range(9)])
+    found, _ = written(tmp_path, tmp_path / "data", model=str(base_folder))
+    assert "`chat: true` puts the rows of 'goal' into it" in found["suggestion"]
+    assert "# chat: true\n" in (tmp_path / "tasksel.yaml").read_text()
+    path = tmp_path / "tasksel.yaml"
+    assert any("`chat: true`" in note for note in make_plan(RunConfig.from_yaml(path))["notes"])
+    assert not any("`chat: true`" in n for n in make_plan(RunConfig.from_yaml(path, ["--chat", "true"]))["notes"])
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path):
