@@ -293,7 +293,11 @@ def test_rows_that_were_left_out_are_listed(run_folder):
     run["data"].update(empty_completions={"skip": 3}, truncated={"next": 2}, leaked={"gone": 7})
     write_json(run_folder / "run.json", run)
     rows = page_of(run_folder).table("Rows that were left out")
-    assert rows[1:] == [["next", "24", "0", "0", "2"], ["skip", "24", "3", "0", "0"], ["gone", "", "0", "7", "0"]]
+    assert rows[1:] == [
+        ["next", "24", "0", "0", "0", "2"],
+        ["skip", "24", "3", "0", "0", "0"],
+        ["gone", "", "0", "7", "0", "0"],
+    ]
 
 
 def test_names_stay_text_whatever_is_in_them(run_folder):
