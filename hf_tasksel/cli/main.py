@@ -6,14 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, TaskSelectionError
 from ..core.quiet import quiet_libraries
 from .parser import STAGES, make_parser
 
 if TYPE_CHECKING:
+    from ..config.run_config import RunConfig
     from ..pipeline.context import Run
+
+LOOKS = ("plan", "data")  # they train nothing and write nothing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,14 +45,12 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
     from ..config.run_config import RunConfig
 
     config = RunConfig.from_yaml(options.config, overrides)
-    quiet_libraries(options.quiet or options.json or options.command == "plan")
+    quiet_libraries(options.quiet or options.json or options.command in LOOKS)
     shown = options.json or not options.quiet
-    if options.command == "plan":
-        from ..pipeline.plan import make_plan, print_plan
-
-        plan = make_plan(config)
+    if options.command in LOOKS:
+        found, show = look(config, options)
         if shown:
-            print(json.dumps(plan, indent=2, ensure_ascii=False)) if options.json else print_plan(plan)
+            print(json.dumps(found, indent=2, ensure_ascii=False)) if options.json else show(found)
         return
     from ..core.distributed import distributed_rank
     from ..pipeline.context import Run
@@ -58,6 +59,17 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> None:
     print_outcome = run_stage(Run(config, say, repair=getattr(options, "repair", False)), options)
     if shown and distributed_rank()[0] == 0:
         print_outcome()
+
+
+def look(config: RunConfig, options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+    """Find out what is asked before a run; returns it and what prints it."""
+    if options.command == "data":
+        from ..pipeline.preview import preview_data, print_preview
+
+        return preview_data(config, options.show), print_preview
+    from ..pipeline.plan import make_plan, print_plan
+
+    return make_plan(config), print_plan
 
 
 def run_stage(current: Run, options: argparse.Namespace) -> Callable[[], None]:

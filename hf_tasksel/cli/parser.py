@@ -18,6 +18,7 @@ STAGES = {
     "expansion": "measure how far the first-order expansion holds (after the gradient pass)",
     "verify": "true fine-tunes of some subsets against their estimates: how far to trust them (after selecting)",
     "plan": "what a run will cost; nothing is trained",
+    "data": "what a run reads of each task, with what is learned marked; nothing is trained",
 }
 
 
@@ -72,6 +73,8 @@ def add_stage(commands: Any, name: str, description: str) -> None:
         stage.add_argument(
             "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
         )
+    if name == "data":
+        stage.add_argument("--show", type=int, default=1, metavar="N", help="how many rows of each task to print (1)")
     if name == "verify":
         stage.add_argument("--subsets", type=int, help="how many subsets to fine-tune (20, or all there are)")
         stage.add_argument("--seeds", type=int, default=1, help="fine-tunes of each; 2 measure the noise ceiling")

@@ -27,7 +27,8 @@ class TaskConfig:
     """Where one task's rows come from and how to read them.
 
     Attributes:
-        dataset: Hub id of a dataset, or a local file (`.jsonl`, `.json`, `.parquet`, `.arrow`, `.csv`, also `.gz`).
+        dataset: Hub id of a dataset, a folder of files or one that `save_to_disk` wrote, or a local file (`.jsonl`,
+            `.json`, `.parquet`, `.arrow`, `.csv`, `.txt` with a row per line; also `.gz`, and `.zst` with zstandard).
         name: configuration name of a Hub dataset.
         split: split of a Hub dataset.
         revision: branch, tag or commit of a Hub dataset.

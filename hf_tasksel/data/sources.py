@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..core.files import resolve_path
@@ -26,7 +26,10 @@ FILE_LOADERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".csv": "csv",
+    ".txt": "text",
 }
+SAVED = "state.json"  # in a folder that `Dataset.save_to_disk` wrote
+COMPRESSED = (".gz", ".zst")
 
 
 def task_entries(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -91,13 +94,20 @@ def is_hub_dataset(dataset: str) -> bool:
 
 def is_local_file(dataset: str) -> bool:
     """Say whether a `dataset` entry is a file of a kind that can be read."""
-    return os.path.splitext(resolve_path(dataset).removesuffix(".gz"))[1] in FILE_LOADERS
+    return extension(resolve_path(dataset)) in FILE_LOADERS
+
+
+def extension(path: str) -> str:
+    """Return what kind of file a path names, compressed or not, such as `.csv`."""
+    for ending in COMPRESSED:
+        path = path.removesuffix(ending)
+    return os.path.splitext(path)[1]
 
 
 def file_task_name(path: str) -> str:
     """Return a task name from a file name: `dir/gsm8k.train.jsonl.gz` is `gsm8k`."""
     name = os.path.basename(path)
-    for suffix in (".gz", *FILE_LOADERS, ".train"):
+    for suffix in (*COMPRESSED, *FILE_LOADERS, ".train"):
         name = name.removesuffix(suffix)
     return name
 
@@ -152,10 +162,11 @@ def load_rows(config: TaskConfig, task: str) -> Dataset:
     if not config.dataset:
         raise DataError(f"task {task!r} has no `dataset`: give a local file or a Hub id")
     path = resolve_path(config.dataset)
-    extension = os.path.splitext(path.removesuffix(".gz"))[1]
-    if extension in FILE_LOADERS:
-        return load_file(path, FILE_LOADERS[extension], task)
+    if kind := FILE_LOADERS.get(extension(path)):
+        return load_file(path, kind, task, config.split)
     try:
+        if os.path.isfile(os.path.join(path, SAVED)):
+            return load_from_disk(path)
         return load_dataset(path, config.name, split=config.split, revision=config.revision)
     except Exception as error:
         raise DataError(
@@ -164,12 +175,14 @@ def load_rows(config: TaskConfig, task: str) -> Dataset:
         ) from error
 
 
-def load_file(path: str, loader: str, task: str) -> Dataset:
-    """Load a local file with `datasets`; on failure look for the line that is to blame."""
+def load_file(path: str, loader: str, task: str, split: str = "train") -> Dataset:
+    """Load a local file, or a slice of it such as `train[:5%]`; on failure look for the line that is to blame."""
+    if not re.fullmatch(r"train(\[.*\])?", split):
+        raise DataError(f"task {task!r}: the file {path!r} has no split {split!r}: its rows are all `train`")
     if not os.path.isfile(path):
         raise DataError(f"task {task!r}: there is no file {path!r} (relative to {os.getcwd()})")
     try:
-        return load_dataset(loader, data_files=path, split="train")
+        return load_dataset(loader, data_files=path, split=split)
     except Exception as error:
         blame = blame_json_line(path) if loader == "json" else None
         raise DataError(f"task {task!r}: {path} could not be read: {blame or first_line(error)}") from error

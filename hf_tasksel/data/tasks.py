@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from ..core.errors import ConfigError, DataError, did_you_mean
 from .config import DataConfig, TargetConfig
 from .formatting import encode_rows, fitting, row_key
-from .sources import format_config, load_entry, load_rows, sample_rows, task_entries
+from .sources import format_config, is_local_file, load_entry, load_rows, sample_rows, task_entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -263,7 +263,8 @@ def ready_rows(target: TargetConfig, name: str, seed: int, report: DataReport) -
     dataset, split, wanted = (getattr(target, f"{name}_{what}") for what in ("dataset", "split", "samples"))
     if dataset is None and split is None:
         return None
-    source = replace(target, dataset=dataset or target.dataset, split=split or target.split)
+    own = "train" if dataset is not None and is_local_file(dataset) else target.split
+    source = replace(target, dataset=dataset or target.dataset, split=split or own)
     rows = drop_empty(format_config(load_rows(source, target.task), source, target.task), target.task, report)
     kept = sample_rows(rows, wanted, seed, target.task)
     if len(kept) < len(rows):

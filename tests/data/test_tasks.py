@@ -118,6 +118,25 @@ def test_every_file_kind_gives_the_same_rows(extension, run_values, tmp_path):
     assert len(splits.train) == 6
 
 
+def test_plain_text_has_a_row_per_line_and_all_of_it_is_learned(run_values, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("red then blue\nblue then red\n")
+    splits = load(run_values, tasks={"lines": {"dataset": str(path), "format": "text"}})
+    assert len(splits.train) == 2
+
+
+def test_a_folder_that_datasets_saved_is_read(run_values, tmp_path):
+    Dataset.from_list(word_rows("mine", 6, 1)).save_to_disk(tmp_path / "saved")
+    assert len(load(run_values, tasks={"mine": {"dataset": str(tmp_path / "saved")}}).train) == 6
+
+
+def test_slices_of_files_are_taken_and_other_splits_refused(run_values, tmp_path):
+    path = str(write_jsonl(tmp_path / "mine.jsonl", word_rows("mine", 20, 1)))
+    assert len(load(run_values, tasks={"mine": {"dataset": path, "split": "train[:25%]"}}).train) == 5
+    with pytest.raises(DataError, match="has no split 'validation': its rows are all `train`"):
+        load(run_values, tasks={"mine": {"dataset": path, "split": "validation"}})
+
+
 def test_one_file_with_a_task_column_is_split_by_it(run_values, tmp_path):
     mixed = [{**row, "source": name} for name in ("é 1", "b,c") for row in word_rows(name, 4, 1)]
     path = write_jsonl(tmp_path / "mixed.jsonl", mixed)
