@@ -126,6 +126,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_choices(self.loss, self.truncation)
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, not {self.seed}")
 
 
 def check_choices(loss: str, truncation: str) -> None:

@@ -29,7 +29,7 @@ class SelectionConfig:
     cost_per_token: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("tolerance_std", "cost_per_token"):
+        for name in ("tolerance_std", "cost_per_token", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("max_tasks", "num_subsets"):

@@ -128,6 +128,8 @@ def test_two_processes_on_one_folder_keep_each_others_stages(tmp_path):
     ("section", "values", "message"),
     [
         ("generation", {"max_tokens": 3}, r"unknown key generation\.max_tokens.*did you mean 'max_new_tokens'"),
+        ("selection", {"seed": -1}, r"selection.*seed must be 0 or more, not -1"),
+        ("seed", -1, r"seed must be 0 or more, not -1"),
         ("selection", {"max_tasks": 0}, r"selection.*max_tasks must be at least 1, not 0"),
         ("estimator", {"checkpoint": "hlf"}, r"estimator\.checkpoint 'hlf' is not one of .*did you mean 'half'"),
         ("estimator", {"device": "cdua"}, r"estimator\.device 'cdua' cannot be used.*did you mean 'cuda'"),

@@ -21,6 +21,7 @@ from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.estimation.comparison import compare, cross_calibrated
 from hf_tasksel.pipeline import true_runs, verification
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.expansion import check_expansion
 from hf_tasksel.pipeline.pipeline import select
 from hf_tasksel.pipeline.verification import random_subsets, rivals, verify
 from hf_tasksel.records.estimator import (
@@ -147,6 +148,14 @@ def test_the_best_checkpoint_is_found_by_true_runs(verified, tmp_path):
     assert chosen == surely_best(errors)
     with pytest.raises(ConfigError, match="run `hf-tasksel verify` first"):
         best_checkpoint(tmp_path, SubsetEstimator(), run.config)
+
+
+def test_expansion_is_measured_at_the_best_checkpoint(verified):
+    run, _, _ = verified
+    values = run.config.to_dict()
+    best = RunConfig.from_dict({**values, "estimator": {**values["estimator"], "checkpoint": "best"}})
+    rows = check_expansion(Run(best, say=lambda message: None))
+    assert {row.direction for row in rows} == {"surrogate", "random"}
 
 
 def test_another_checkpoint_is_chosen_only_where_it_is_clearly_better():
