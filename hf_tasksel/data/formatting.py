@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import Audio, ClassLabel, Dataset, Image, Video
 
 from ..core.errors import DataError, did_you_mean
 from .config import check_choices
@@ -60,6 +60,8 @@ def format_rows(
     """
     columns = dict(columns or {})
     check_choices(loss, truncation)
+    refuse_media(dataset, task)
+    dataset = with_nested(dataset, [*columns.values()])
     if format == "auto":
         format = detect_format(dataset.column_names, columns, task)
     for field, column in columns.items():
@@ -97,6 +99,31 @@ def format_rows(
         features=type(CANONICAL_FEATURES)({**{n: dataset.features[n] for n in keep}, **CANONICAL_FEATURES}),
         desc=f"format {task}",
     )
+
+
+def refuse_media(dataset: Dataset, task: str) -> None:
+    """Raise `DataError` for rows with images, audio or video: a text model would be trained on what they leave out."""
+    for name, feature in dataset.features.items():
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, Image | Audio | Video) and dataset.data.column(name).null_count < len(dataset):
+            kind = type(inner).__name__.lower()
+            raise DataError(
+                f"task {task!r}: column {name!r} holds {kind}, and only text is trained on: remove the column if "
+                "the rows make sense without it, or leave the task out"
+            )
+
+
+def with_nested(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    """Return rows in which the wanted columns that lie inside another, such as `a.b`, are columns."""
+    if all(column in dataset.column_names or "." not in column for column in columns):
+        return dataset
+    flat = dataset
+    for _ in range(max(column.count(".") for column in columns)):
+        flat = flat.flatten()
+    found = [c for c in columns if c in flat.column_names and c not in dataset.column_names]
+    for column in dict.fromkeys(found):
+        dataset = dataset.add_column(column, flat[column][:], feature=flat.features[column])
+    return dataset
 
 
 def make_reader(cls: type[RowFormat], template: str | None, task: str) -> RowFormat:

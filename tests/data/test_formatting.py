@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +218,47 @@ def test_an_encoder_decoder_gets_the_prompt_as_input_and_the_completion_as_label
     found = tokenize_rows(rows, tokenizer, is_encoder_decoder=True)[0]
     assert tokenizer.decode(found["input_ids"]) == "red?"
     assert tokenizer.decode(found["labels"]) == "blue"
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers"),
+    [
+        (["0", "1"], ["0", "1"]),
+        ([True, False], ["True", "False"]),
+        ([0.0, 1.0], ["0", "1"]),
+        ([0.5, None], ["0.5", ""]),
+        ([1, 0], ["1", "0"]),
+    ],
+)
+def test_labels_of_any_type_are_what_a_person_would_write(labels, answers):
+    rows = Dataset.from_list([{"text": "x", "label": label} for label in labels])
+    found = format_rows(rows, "classification", "mine")
+    assert found["answer"][:] == answers
+    assert found["completion"][:] == [f" {answer}" if answer else "" for answer in answers]
+
+
+def test_columns_inside_other_columns_can_be_mapped():
+    rows = Dataset.from_list([{"a": {"b": "hi", "c": {"d": "there"}}}])
+    found = format_rows(rows, "prompt_completion", "mine", {"prompt": "a.b", "completion": "a.c.d"})
+    assert (found["prompt"][0], found["completion"][0]) == ("hi", "there")
+    with pytest.raises(DataError, match=r"maps 'prompt' to column 'a\.x', which is not there"):
+        format_rows(rows, "prompt_completion", "mine", {"prompt": "a.x", "completion": "a.b"})
+
+
+def test_conversations_written_as_json_are_read():
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    as_text = format_rows(Dataset.from_list([{"messages": json.dumps(talk)}]), "messages", "mine")
+    as_rows = format_rows(Dataset.from_list([{"messages": talk}]), "messages", "mine")
+    assert as_text[0] == as_rows[0]
+    with pytest.raises(DataError, match="row 0: a conversation that is written as JSON is not valid JSON"):
+        format_rows(Dataset.from_list([{"messages": "[{"}]), "messages", "mine")
+
+
+def test_rows_with_images_are_refused_and_columns_without_any_are_not():
+    picture = Image().encode_example(np.zeros((2, 2, 3), dtype=np.uint8))
+    features = Features({"prompt": Value("string"), "completion": Value("string"), "image": Image()})
+    row = {"prompt": "a", "completion": "b"}
+    with pytest.raises(DataError, match="task 'mine': column 'image' holds image, and only text is trained on"):
+        format_rows(Dataset.from_list([{**row, "image": picture}], features=features), "auto", "mine")
+    none = Dataset.from_list([{**row, "image": None}], features=features)
+    assert format_rows(none, "auto", "mine")["prompt"][0] == "a"

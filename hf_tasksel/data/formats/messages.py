@@ -41,6 +41,11 @@ def read_messages(value: Any) -> list[Message]:
     """
     if value is None:
         return []
+    if isinstance(value, str) and value.lstrip().startswith("["):  # as CSV has it
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(f"a conversation that is written as JSON is not valid JSON ({error.msg})") from None
     if not isinstance(value, list):
         raise DataError(f"a conversation is a list of messages, not {type(value).__name__}")
     return [read_message(item) for item in value]

@@ -88,7 +88,10 @@ class Classification(TemplateFormat):
 
     def complete(self, fields: dict[str, Any]) -> tuple[str, str]:
         """Return the class, which is also the answer."""
-        return spaced(fields["label"]), text(fields["label"])
+        label = fields["label"]
+        if isinstance(label, float) and label.is_integer():  # whole numbers beside missing ones become 1.0
+            label = int(label)
+        return spaced(label), text(label)
 
 
 class Text(RowFormat):
