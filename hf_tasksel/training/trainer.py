@@ -137,8 +137,8 @@ class TaskSelectionMixin(TrainerBase):
             *rest,
             **kwargs,
         )
-        if given is not None and len(self.train_dataset) < len(given):
-            tell_dropped_rows(given, self.train_dataset)
+        if given is not None and len(self.train_dataset) < len(given) and "task" in self.train_dataset.column_names:
+            tell_dropped_rows(given, self.train_dataset)  # packed rows, which have no task, are fewer too
         self.data_collator: Any = TaskDataCollator(self.data_collator)
         self._mend_accumulation()
         if isinstance(self.args, TaskSelectionMixinConfig):

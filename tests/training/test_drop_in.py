@@ -296,6 +296,36 @@ FEATURES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
     "by length": ({"train_sampling_strategy": "group_by_length"}, dict),
     "data loader workers": ({"dataloader_num_workers": 1}, dict),
     "two epochs": ({"max_steps": -1, "num_train_epochs": 2}, dict),
+    "half an epoch": ({"max_steps": -1, "num_train_epochs": 0.5}, dict),
+    "Adafactor": ({"optim": "adafactor"}, dict),
+    "SGD": ({"optim": "sgd"}, dict),
+    "optimizer arguments": ({"optim": "adamw_torch", "optim_args": "eps=0.01", "adam_beta1": 0.5}, dict),
+    "weight decay": ({"weight_decay": 0.5}, dict),
+    "gradients clipped": ({"max_grad_norm": 0.01, "gradient_accumulation_steps": 2}, dict),
+    "gradients not clipped": ({"max_grad_norm": 0.0}, dict),
+    "warm-up": ({"warmup_steps": 3, "lr_scheduler_type": "constant_with_warmup"}, dict),
+    "restarts": (
+        {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}, "warmup_steps": 1},
+        dict,
+    ),
+    "rate by evaluation": (
+        {**EVAL, "lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "eval_loss"},
+        dict,
+    ),
+    "last batch dropped": ({"dataloader_drop_last": True, "per_device_train_batch_size": 3, "max_steps": 15}, dict),
+    "evaluation first": ({**EVAL, "eval_on_start": True, "logging_first_step": True}, dict),
+    "evaluation in pieces": ({**EVAL, "eval_accumulation_steps": 1, "per_device_eval_batch_size": 7}, dict),
+    "evaluation by epoch": (
+        {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch"},
+        dict,
+    ),
+    "loss only": ({**EVAL, "prediction_loss_only": True}, dict),
+    "losses of every micro-batch averaged": (
+        {"gradient_accumulation_steps": 4, "average_tokens_across_devices": False, "per_device_train_batch_size": 2},
+        dict,
+    ),
+    "tokens counted": ({"include_num_input_tokens_seen": "all"}, dict),
+    "full determinism of data order": ({"data_seed": 11}, dict),
 }
 
 
@@ -303,6 +333,17 @@ FEATURES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
 def test_features_of_trainer_work_as_in_trainer(feature, train):
     options, keywords = FEATURES[feature]
     assert_same(*(train(cls, keywords=keywords(), **options) for cls in (TaskSelectionTrainer, Trainer)))
+
+
+def test_checkpoints_rotate_and_hold_what_trainers_hold(train, tmp_path):
+    options = {"save_steps": 1, "save_total_limit": 2, "max_steps": 4}
+    files = []
+    for cls in (TaskSelectionTrainer, Trainer):
+        train(cls, folder=cls.__name__, **options)
+        folder = tmp_path / cls.__name__
+        files.append(sorted(str(path.relative_to(folder)) for path in folder.rglob("*")))
+    assert files[0] == files[1]
+    assert {name.split("/")[0] for name in files[0]} == {"checkpoint-3", "checkpoint-4"}
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
