@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Audio, ClassLabel, Dataset, Image, Video
+from datasets import ClassLabel, Dataset
 
 from ..core.errors import DataError, did_you_mean
 from .config import check_choices
 from .formats.cells import without_nulls
+from .formats.columns import field_columns, refuse_media, with_nested
 from .formats.encoding import PairEncoder, RowEncoder, is_chat, setting
 from .formats.registry import FORMATS, detect_format, format_class
 from .formats.row_format import CANONICAL_FEATURES, FormattedRow, RowFormat
@@ -101,31 +102,6 @@ def format_rows(
     )
 
 
-def refuse_media(dataset: Dataset, task: str) -> None:
-    """Raise `DataError` for rows with images, audio or video: a text model would be trained on what they leave out."""
-    for name, feature in dataset.features.items():
-        inner = getattr(feature, "feature", feature)
-        if isinstance(inner, Image | Audio | Video) and dataset.data.column(name).null_count < len(dataset):
-            kind = type(inner).__name__.lower()
-            raise DataError(
-                f"task {task!r}: column {name!r} holds {kind}, and only text is trained on: remove the column if "
-                "the rows make sense without it, or leave the task out"
-            )
-
-
-def with_nested(dataset: Dataset, columns: Sequence[str]) -> Dataset:
-    """Return rows in which the wanted columns that lie inside another, such as `a.b`, are columns."""
-    if all(column in dataset.column_names or "." not in column for column in columns):
-        return dataset
-    flat = dataset
-    for _ in range(max(column.count(".") for column in columns)):
-        flat = flat.flatten()
-    found = [c for c in columns if c in flat.column_names and c not in dataset.column_names]
-    for column in dict.fromkeys(found):
-        dataset = dataset.add_column(column, flat[column][:], feature=flat.features[column])
-    return dataset
-
-
 def make_reader(cls: type[RowFormat], template: str | None, task: str) -> RowFormat:
     """Make a format, naming the task when it does not take the template."""
     try:
@@ -166,43 +142,6 @@ def canonical(row: FormattedRow, loss: str, truncation: str) -> dict[str, Any]:
         "messages": row.messages,
         "settings": {key: value for key, value in settings.items() if value},
     }
-
-
-def field_columns(
-    dataset: Dataset, cls: type[RowFormat], format: str, task: str, columns: Mapping[str, str], template: str | None
-) -> dict[str, str]:
-    """Return the column of each field that is there.
-
-    Raises:
-        DataError: for a mapped field that neither format nor template knows, or a missing column.
-    """
-    names = dataset.column_names
-    if format == "classification" and "label" not in columns and "label_name" in names:
-        columns = {**columns, "label": "label_name"}
-    if format == "messages" and "messages" not in {*columns, *names} and "conversations" in names:
-        columns = {**columns, "messages": "conversations"}
-    source = {field: columns.get(field, field) for field in (*cls.required, *cls.optional)}
-    for field in columns:
-        if field not in source and f"{{{field}}}" not in (template or ""):
-            raise DataError(
-                f"task {task!r}: `columns` maps {field!r}, which is no field of format {format}"
-                f"{did_you_mean(field, source)}; its fields are {list(source)}"
-            )
-    source |= columns  # fields that only the template names
-    for field in cls.required:
-        require_column(dataset, source[field], field, format, task)
-    if format == "chain_of_thought" and not {source["rationale"], source["answer"]} & set(names):
-        require_column(dataset, source["answer"], "answer", format, task)
-    return {field: column for field, column in source.items() if column in names}
-
-
-def require_column(dataset: Dataset, column: str, field: str, format: str, task: str) -> None:
-    """Raise `DataError` when a needed column is not in the dataset."""
-    if column not in dataset.column_names:
-        raise DataError(
-            f"task {task!r}: format {format} needs a column {column!r}{did_you_mean(column, dataset.column_names)}; "
-            f"the columns are {sorted(dataset.column_names)}: map it with `columns: {{{field}: <column>}}`"
-        )
 
 
 def tokenize_rows(
