@@ -304,7 +304,8 @@ def test_hub_recipes_fit_the_columns_of_their_datasets_and_plan(recipe, loaded, 
     assert plan["samples"]["dev"] == plan["samples"]["test"] == 20
     assert len(plan["tasks"]) >= 2
     assert all(count > 0 for count in plan["tasks"].values())
-    assert plan["notes"] == []
+    harmless = ("says how many", "the base has a chat template")  # of fewer rows here, and of the tiny model
+    assert [note for note in plan["notes"] if not any(words in note for words in harmless)] == []
     assert plan["parameters"]["trainable"] > 0
     assert all(count > 0 for count in plan["multiply_accumulates"].values())
 
