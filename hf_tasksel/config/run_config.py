@@ -20,7 +20,7 @@ from ..core.errors import ConfigError
 from ..core.files import resolve_path
 from ..core.hub_config import HubConfig
 from ..core.values import UniqueKeyLoader, build_dataclass, parse_overrides, set_dotted
-from ..data.config import DataConfig
+from ..data.config import CHOICES, DataConfig
 from ..estimation.config import EstimatorConfig
 from ..gradients.config import GradientsConfig
 from ..selection.config import SelectionConfig
@@ -189,7 +189,8 @@ class RunConfig(ModelConfig, DataConfig):
         names = ("model_name_or_path", "model_revision", "dtype", "quantization", "max_length", "seed", "lora", "meta")
         training = {key: value for key, value in self.fine_tuning.items() if key != "compare_with"}
         values = self.to_dict()
-        return {n: values[n] for n in (*names, "tasks", "target")} | {"fine_tuning": training}
+        target = {key: value for key, value in values["target"].items() if key not in CHOICES or value is not None}
+        return {n: values[n] for n in (*names, "tasks")} | {"target": target, "fine_tuning": training}
 
     def part(self, section: str, names: Sequence[str]) -> dict[str, Any]:
         """Return some fields of a section as keyword arguments."""

@@ -19,6 +19,7 @@ FORMATS = (
     "text",
 )
 LOSSES = ("auto", "assistant", "all", "last")
+CHOICES = ("chat", "loss", "truncation")  # of the run, where a task makes none of its own
 TRUNCATIONS = ("auto", "keep_end", "keep_start", "drop")
 
 

@@ -11,15 +11,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
 from ..core.errors import ConfigError, DataError, did_you_mean
-from .config import DataConfig, TargetConfig
+from .config import CHOICES, DataConfig, TargetConfig
 from .formatting import encode_rows, fitting, row_key
 from .sources import format_config, is_local_file, load_entry, load_rows, sample_rows, task_entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-CHOICES = ("chat", "loss", "truncation")  # of the run, where a task makes none of its own
 
 
 @dataclass

@@ -129,7 +129,7 @@ def test_estimate_of_no_run_is_one_sentence(tmp_path, capsys):
     [
         ({"target": {"task": "gaol"}}, "target 'gaol' is not one of the tasks"),
         ({"target": {"task": "nexd"}}, "did you mean 'next'?"),
-        ({"target": {"task": "next", "dev_samples": 0, "test_samples": 3}}, "no dev rows"),
+        ({"target": {"task": "next", "dev_samples": 0, "test_samples": 3}}, "target.dev_samples must be at least 1"),
         ({"metta": {}}, "unknown key metta (did you mean 'meta'?)"),
         ({"meta": {"learning_rate": "abc"}}, "meta.learning_rate must be a number, not 'abc'"),
         ({"fine_tuning": {"max_length": "long"}}, "fine_tuning.max_length must be a number, not 'long'"),
