@@ -67,6 +67,11 @@ def estimated(loss: float | None) -> str:
     return BELOW if loss is not None and loss < 0 else number(loss)
 
 
+def has_impossible_estimate(rows: Sequence[EvaluationRow]) -> bool:
+    """Say whether some estimate is shown as `BELOW`."""
+    return any(estimated(row.estimated_loss) == BELOW for row in rows)
+
+
 def number(value: float | None, pattern: str = ".4f") -> str:
     """Format a number, or leave a cell empty."""
     return "" if value is None else format(value, pattern)

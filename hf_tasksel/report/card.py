@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core.files import atomic_path
-from ..records.evaluation_rows import EVALUATION_HEADER, EvaluationRow, disappointment, evaluation_cells, number
+from ..records.evaluation_rows import (
+    BELOW,
+    EVALUATION_HEADER,
+    NO_LOSS,
+    EvaluationRow,
+    disappointment,
+    evaluation_cells,
+    has_impossible_estimate,
+    number,
+)
 
 if TYPE_CHECKING:
     from ..selection.result import SelectionResult
@@ -253,7 +262,8 @@ def fenced(content: str) -> str:
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
     """Measured and estimated losses of every model."""
-    return table(EVALUATION_HEADER, [[text(cell) for cell in evaluation_cells(row)] for row in rows])
+    cells = table(EVALUATION_HEADER, [[text(cell) for cell in evaluation_cells(row)] for row in rows])
+    return f"{cells}\n\n{BELOW}: {NO_LOSS}." if has_impossible_estimate(rows) else cells
 
 
 def task_table(info: CardInfo, tasks: Sequence[str]) -> str:

@@ -12,7 +12,14 @@ from rich.table import Table
 
 from ..config.run_config import RunConfig
 from ..estimation.fidelity import calibrated_with
-from ..records.evaluation_rows import BELOW, NO_LOSS, EvaluationRow, disappointment, evaluation_cells
+from ..records.evaluation_rows import (
+    BELOW,
+    NO_LOSS,
+    EvaluationRow,
+    disappointment,
+    evaluation_cells,
+    has_impossible_estimate,
+)
 from ..records.record import REPORT_FILE
 from ..selection.result import SelectionResult
 
@@ -102,7 +109,7 @@ def closing_lines(
         lines += [f"selected: {named(selection.selected)}", f"dropped: {named(selection.dropped)}"]
         lines += [worse] if (worse := disappointment(rows)) else []
         lines += [forced] if (forced := taken_against_estimate(selection)) else []
-        if any(row.estimated_loss is not None and row.estimated_loss < 0 for row in rows):
+        if has_impossible_estimate(rows):
             lines.append(f"{BELOW}: {NO_LOSS}.")
         first_order = "first-order: `hf-tasksel verify` says how far to trust them, and calibrates them"
         lines.append(f"Estimates are {calibrated_with(selection.true_runs) if selection.true_runs else first_order}.")

@@ -50,7 +50,7 @@ def check_columns(rows: Any) -> None:
         columns = [name for name in rows.column_names if name not in SIDE_COLUMNS]
         raise DataError(
             f"rows have the columns {columns}: give tokenized rows (input_ids, labels), or text as `prompt` and "
-            "`completion`"
+            "`completion`, or `messages`"
         )
 
 

@@ -79,7 +79,7 @@ class TaskSelectionMixin(TrainerBase):
         model: a causal LM, encoder-decoder or classifier, with or without a LoRA adapter.
         args: `TaskSelectionConfig`, or plain `TrainingArguments` to behave as the Trainer itself.
         train_dataset: a DatasetDict or dict of task name to rows, or one Dataset, with a `task` column or without.
-            Rows are tokenized (`input_ids`, `labels`), or text (`prompt` and `completion`, optionally `messages`),
+            Rows are tokenized (`input_ids`, `labels`), or text (`prompt` and `completion`, or `messages`),
             which is tokenized here, except under `SFTTrainer`, which takes its own kinds of rows.
         eval_dataset: rows of the same kind, or a dict of them.
         data_collator: as in Trainer.
@@ -197,8 +197,7 @@ class TaskSelectionMixin(TrainerBase):
         elif not isinstance(rows, Mapping):
             return rows
         combined = combine_tasks(rows)
-        text = "prompt" in combined.column_names and "input_ids" not in combined.column_names
-        if self._tokenizes_itself or not text:
+        if self._tokenizes_itself or not has_text_rows(combined):
             return combined
         if tokenizer is None:
             raise DataError("text rows need a tokenizer: pass processing_class")
@@ -365,7 +364,7 @@ def has_text_rows(rows: Any) -> bool:
     if isinstance(rows, Mapping):
         return any(has_text_rows(part) for part in rows.values())
     columns = getattr(rows, "column_names", None) or []
-    return "prompt" in columns and "input_ids" not in columns
+    return "input_ids" not in columns and bool({"prompt", "messages", "conversations"} & set(columns))
 
 
 def add_adapter(model: Any, peft_config: PeftConfig, args: Any) -> PeftModel:

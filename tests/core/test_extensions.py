@@ -9,6 +9,7 @@ import pytest
 from hf_tasksel.core import extensions
 from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.core.extensions import find_part, is_subclass
+from hf_tasksel.data.formats.registry import FORMATS, format_class
 from hf_tasksel.estimation.surrogates import SURROGATES, surrogate_class
 from hf_tasksel.gradients.projection import make_projection
 from hf_tasksel.selection.search import search_method
@@ -27,6 +28,12 @@ def test_ours_come_first_then_entry_points_then_modules(offered):
     assert find_part("ours", KNOWN, "a.kind") is int
     assert surrogate_class("theirs") is SURROGATES["zero_order"]
     assert find_part("collections:Counter", KNOWN, "a.kind").__name__ == "Counter"
+
+
+def test_a_package_offers_a_row_format(monkeypatch):
+    point = EntryPoint("theirs", "hf_tasksel.data.formats.plain:Text", "hf_tasksel.format")
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [point] if group == point.group else [])
+    assert format_class("theirs") is FORMATS["text"]
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):

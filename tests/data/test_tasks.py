@@ -130,6 +130,22 @@ def test_a_folder_that_datasets_saved_is_read(run_values, tmp_path):
     assert len(load(run_values, tasks={"mine": {"dataset": str(tmp_path / "saved")}}).train) == 6
 
 
+def test_a_folder_of_files_is_one_task(run_values, tmp_path):
+    rows = word_rows("mine", 6, 1)
+    for i, part in enumerate((rows[:4], rows[4:])):
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        write_jsonl(tmp_path / "parts" / f"{i}.jsonl", part)
+    assert len(load(run_values, tasks={"mine": {"dataset": str(tmp_path / "parts")}}).train) == 6
+
+
+def test_zstandard_files_are_read(run_values, tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    text = "".join(json.dumps(row) + "\n" for row in word_rows("mine", 6, 1))
+    path = tmp_path / "mine.jsonl.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress(text.encode()))
+    assert len(load(run_values, tasks={"mine": {"dataset": str(path)}}).train) == 6
+
+
 def test_slices_of_files_are_taken_and_other_splits_refused(run_values, tmp_path):
     path = str(write_jsonl(tmp_path / "mine.jsonl", word_rows("mine", 20, 1)))
     assert len(load(run_values, tasks={"mine": {"dataset": path, "split": "train[:25%]"}}).train) == 5

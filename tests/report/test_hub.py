@@ -19,7 +19,7 @@ from hf_tasksel.core import hub as hub_upload
 from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.records.evaluation_rows import EvaluationRow
 from hf_tasksel.records.record import without_folders
-from hf_tasksel.report.card import CardInfo, write_card
+from hf_tasksel.report.card import CardInfo, card_text, write_card
 from hf_tasksel.report.hub import dataset_licences, push
 from hf_tasksel.selection.result import SelectionStep
 
@@ -78,6 +78,12 @@ def folder(info, selection, tmp_path) -> Path:
 @pytest.fixture
 def api(hub) -> HfApi:
     return HfApi(endpoint=hub.url, token=hub.token)
+
+
+def test_the_card_explains_an_estimate_that_no_loss_can_have(info):
+    assert "below 0: estimates that no loss can have" not in card_text(info)
+    rows = [dataclasses.replace(row, estimated_loss=-1.0) for row in info.rows]
+    assert "below 0: estimates that no loss can have" in card_text(dataclasses.replace(info, rows=rows))
 
 
 def test_the_card_holds_metadata_results_and_both_lists_of_tasks(folder):

@@ -115,6 +115,18 @@ def test_text_is_predicted_on_and_needs_a_model_to_tokenize_for(text_tasks, toke
         config(tmp_path, sampler_temperature=0)
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_conversations_are_tokenized_as_their_text_is(column, tokenizer, tmp_path):
+    talk = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    keys = ("from", "value") if column == "conversations" else ("role", "content")
+    turns = [dict(zip(keys, turn.values(), strict=True)) for turn in talk]
+    rows = {"talk": Dataset.from_list([{column: turns}] * 2)}
+    args = TaskSelectionConfig(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = TaskSelectionTrainer(tiny_llama(), args, train_dataset=rows, processing_class=tokenizer)
+    expected = tokenizer.apply_chat_template(talk, tokenize=False)
+    assert tokenizer.decode(trainer.train_dataset[0]["input_ids"]) == expected
+
+
 def test_a_checkpoint_that_was_not_kept_is_named(text_tasks, tokenizer, tmp_path):
     args = config(tmp_path, max_steps=10, meta_checkpoints=["half"])
     trainer = TaskSelectionTrainer(
