@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,12 @@ def trained(cls: type, rows: Dataset, folder: Path, tokenizer: Any, lora: bool, 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_same_tokens_losses_and_weights(option, lora, tokenizer, tmp_path):
     kind, options = OPTIONS[option]
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = TEMPLATE
-    try:
-        rows = Dataset.from_list(ROWS[kind])
-        ours, theirs = (
-            trained(cls, rows, tmp_path / cls.__name__, tokenizer, lora, **options)
-            for cls in (MixedTrainer, SFTTrainer)
-        )
-    finally:
-        tokenizer.chat_template = None
+    rows = Dataset.from_list(ROWS[kind])
+    ours, theirs = (
+        trained(cls, rows, tmp_path / cls.__name__, tokenizer, lora, **options) for cls in (MixedTrainer, SFTTrainer)
+    )
     assert ours.train_dataset["input_ids"][:] == theirs.train_dataset["input_ids"][:]
     losses = [[e[k] for e in t.state.log_history for k in ("loss", "eval_loss") if k in e] for t in (ours, theirs)]
     assert losses[0] == losses[1]
