@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..gradients.store.reader import GradientStore
 from .calibration import Calibration
+from .response import ResponseEstimate
 from .statistics import DevStatistics, dev_statistics, task_codes
 from .surrogate import Surrogate
 from .surrogates import surrogate_classes
@@ -39,6 +40,7 @@ class SubsetEstimator(BaseEstimator):
         task_samples_: (n,) training samples of each task.
         task_tokens_: (n,) their answer tokens.
         target_: the target, or several joined by ` + `.
+        response_: the response estimate that losses are read from; None for those of the surrogate.
         num_dev_samples_: dev samples behind every estimate.
         calibration_: the posterior, after `calibrate`; None before.
         num_true_runs_: true fine-tunes that it was calibrated with.
@@ -64,7 +66,10 @@ class SubsetEstimator(BaseEstimator):
         self.device = device
 
     def fit(
-        self, store: GradientStore | Sequence[GradientStore], target: str | Mapping[str, float]
+        self,
+        store: GradientStore | Sequence[GradientStore],
+        target: str | Mapping[str, float],
+        response: ResponseEstimate | None = None,
     ) -> SubsetEstimator:
         """Prepare estimates for one target, or for a weighted mean of several.
 
@@ -72,9 +77,12 @@ class SubsetEstimator(BaseEstimator):
             store: a gradient store, or several of the same tasks (meta checkpoints) to average over. Estimates are
                 also averaged over the projection seeds of a store.
             target: name of the task whose dev samples are in the store, or names with weights.
+            response: where the real model was asked about displaced adapters (`hf-tasksel probe`): losses are then
+                those of its surface, and not those of the surrogate.
 
         Raises:
-            DataError: when the target has no dev samples, a store no training samples, or the stores' tasks differ.
+            DataError: when the target has no dev samples, a store no training samples, or the stores' (or the response
+                estimate's) tasks differ.
             StoreError: when a store lacks the gradients that the surrogate needs.
         """
         self.__dict__.pop("calibration_", None)  # the mark of a finished fit
@@ -101,6 +109,12 @@ class SubsetEstimator(BaseEstimator):
             )
             for s, seed in self.sketches_
         ]
+        if response is not None and (response.task_names, response.budget) != (first.task_names, self.budget):
+            raise DataError(
+                f"the response estimate is of the tasks {response.task_names} with {response.budget} fixed, the store "
+                f"of {first.task_names} with {self.budget} fixed: take both from one run"
+            )
+        self.response_ = response
         self.task_names_ = first.task_names
         self.num_dev_samples_ = len(self.expansions_[0][1].share)
         self._count_tasks(first)
@@ -116,7 +130,8 @@ class SubsetEstimator(BaseEstimator):
     @property
     def gives_std(self) -> bool:
         """Whether standard deviations are known: one dev row of a target says nothing of the spread over its rows."""
-        return self.calibration_ is not None or bool((self.expansions_[0][1].target.bincount() > 1).all())
+        known = self.calibration_ is not None or self.response_ is not None
+        return known or bool((self.expansions_[0][1].target.bincount() > 1).all())
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "calibration_")
@@ -181,6 +196,8 @@ class SubsetEstimator(BaseEstimator):
         if self.calibration_ is not None:
             estimates = [self._first_order(weights)[0] for weights in (first, second)]
             return self.calibration_.difference(estimates[0], first, estimates[1], second)
+        if self.response_ is not None:
+            return self.response_.difference(first, second)
         rows = [
             (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
             for surrogates, dev in self.expansions_
@@ -188,7 +205,9 @@ class SubsetEstimator(BaseEstimator):
         return over_expansions(rows)
 
     def _first_order(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return uncalibrated estimates and their standard deviations, over expansions and dev samples."""
+        """Return uncalibrated estimates and standard deviations: of the surface, or over expansions and samples."""
+        if self.response_ is not None:
+            return self.response_.predict(weights)
         return over_expansions([(self._rows(surrogates, dev, weights), dev) for surrogates, dev in self.expansions_])
 
     def _rows(self, surrogates: list[Surrogate], dev: DevStatistics, weights: np.ndarray) -> Tensor:

@@ -16,7 +16,7 @@ from ..core.errors import DataError
 
 # Length scales, in units of the points' typical distance from their centre, and noise, relative to the values' spread,
 # among which the marginal likelihood chooses.
-LENGTHS = (1.0, 2.0, 4.0, 8.0)
+LENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 NOISES = (1e-4, 1e-2, 1e-1)
 CONSTANT = 100.0  # prior variance of the level, in units of the process': as good as unknown
 FOLDS = 5
@@ -68,13 +68,28 @@ class ResponseSurface:
 
     def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return losses and their standard deviations at (m, n) points, each (m,); nats per token."""
-        x = (np.asarray(points, dtype=np.float64) - self.centre) / self.unit
-        cross = covariances(x, self.x, self.length, self.has_slopes)
-        logs = self.level + cross @ self.coefficients
+        _, cross = self._place(points)
+        losses = np.exp(self.level + cross @ self.coefficients)
         explained = np.einsum("ij,ji->i", cross, cho_solve(self.factor, cross.T))
-        variance = self.variance * np.maximum(1 + CONSTANT - explained, 0)
-        losses = np.exp(logs)
-        return losses, losses * np.sqrt(variance)
+        return losses, losses * np.sqrt(self.variance * np.maximum(1 + CONSTANT - explained, 0))
+
+    def difference(self, points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the losses at points minus those at others, and standard deviations, each (m,); nats per token.
+
+        What the surface does not know of both cancels: two points that are the same differ by zero for certain.
+        """
+        (x, cross), (y, other) = self._place(points), self._place(others)
+        a, b = (np.exp(self.level + c @ self.coefficients) for c in (cross, other))
+        between = CONSTANT + np.exp(-((x - y) ** 2).sum(1) / (2 * self.length**2))
+        own = (a**2 + b**2) * (1 + CONSTANT) - 2 * a * b * between
+        rest = a[:, None] * cross - b[:, None] * other  # of the difference, linearised in the logarithms
+        explained = np.einsum("ij,ji->i", rest, cho_solve(self.factor, rest.T))
+        return a - b, np.sqrt(self.variance * np.maximum(own - explained, 0))
+
+    def _place(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return points in the surface's units, and their covariances with what was observed."""
+        x = (np.asarray(points, dtype=np.float64) - self.centre) / self.unit
+        return x, covariances(x, self.x, self.length, self.has_slopes)
 
     def _condition(self, observed: np.ndarray, length: float, noise: float) -> float:
         """Condition the process on what was observed, and return the logarithm of its marginal likelihood."""

@@ -88,6 +88,21 @@ def test_order_and_units_do_not_change_what_is_predicted():
         np.testing.assert_allclose(other[1], std, rtol=1e-4)
 
 
+def test_differences_are_those_of_predictions_and_what_is_shared_cancels():
+    points, fresh, others = draw(6), draw(5, seed=1), draw(5, seed=2)
+    surface = ResponseSurface(points, *loss(points))
+    gap, std = surface.difference(fresh, others)
+    (a, a_std), (b, b_std) = surface.predict(fresh), surface.predict(others)
+    np.testing.assert_allclose(gap, a - b)
+    assert (std <= a_std + b_std + 1e-6).all()
+    assert (std >= np.abs(a_std - b_std) - 1e-6).all()
+    same, certain = surface.difference(fresh, fresh)
+    assert np.abs(same).max() == 0
+    assert certain.max() < 1e-4
+    near = surface.difference(fresh, fresh + 1e-3)[1]
+    assert near.max() < 0.1 * a_std.max()
+
+
 def test_no_prediction_is_below_zero():
     points = np.array([[0.0], [1.0]])
     surface = ResponseSurface(points, np.array([1.0, 0.1]), np.array([[-1.0], [-0.5]]))

@@ -1,0 +1,266 @@
+"""Response estimates against true fine-tunes: move the adapter, and ask the real model.
+
+    python benchmarks/response.py quickstart      # minutes; the true losses are those of fidelity.py
+
+Every source of displacements is scored on the reporting half of a study's subsets, with the real model's losses and
+with the surface's, beside its cost in meta trainings (evaluations included). Figures go to
+benchmarks/results/response_<study>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fidelity import STUDIES, make_run
+from fidelity_evaluation import Truth
+from paths import RESULTS, ROOT
+from transformers import DataCollatorForSeq2Seq
+
+from hf_tasksel import SubsetEstimator, fine_tune
+from hf_tasksel.core.files import write_json
+from hf_tasksel.core.version import versions
+from hf_tasksel.estimation.coefficients import LENGTH, coefficients
+from hf_tasksel.estimation.response_surface import ResponseSurface, left_out_error
+from hf_tasksel.gradients.preconditioning import load_second_moments
+from hf_tasksel.gradients.response.displacements import Direction, StackedDisplacements
+from hf_tasksel.gradients.response.evaluation import ResponseEvaluator
+from hf_tasksel.gradients.response.gradient_sums import collect_task_gradients
+from hf_tasksel.gradients.response.merging import merged_model, read_adapter
+from hf_tasksel.gradients.response.sources import (
+    difference,
+    free_displacements,
+    move_to,
+    probe_displacements,
+    probes,
+    read_factors,
+)
+from hf_tasksel.pipeline import pipeline
+from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.verification import random_subsets
+from hf_tasksel.records.stores import checkpoint_steps, run_stores
+from hf_tasksel.training.models import add_lora, load_adapter
+
+SCALES = (0.5, 1.0, 2.0, 4.0)  # times what each source's own scale is
+POINTS = 24  # that the surface is fitted to
+SHARE = 0.3  # of its own task in what an anchored probe is trained on
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where displacements come from.
+
+    Attributes:
+        cost: meta trainings on top of the one that there is.
+        centre: the expansion point.
+        displacements: centred, for a coefficient of one.
+        scale: what they are multiplied with, known without true runs.
+    """
+
+    name: str
+    cost: float
+    centre: Direction
+    displacements: StackedDisplacements
+    scale: float
+
+
+class Bench:
+    """One study: its run, its truth, and what every source needs."""
+
+    def __init__(self, name: str, run: Run) -> None:
+        self.run, self.truth = run, Truth.read(name)
+        self.names = list(run.materials.splits.task_names)
+        tasks = run.materials.tokenized["train"]
+        self.samples = np.bincount(tasks["task"], minlength=len(self.names)).astype(float)[: len(self.names)]
+        self.budget = run.config.budget
+        self.steps = checkpoint_steps(run.output_dir)["end"]
+        self.meta = run.output_dir / "meta"
+        self.start = factors_of(add_lora(run.materials.base(), run.config))
+        self.end = read_factors(self.meta)
+
+    def coefficients(self, subsets: list[list[str]]) -> np.ndarray:
+        """Return the coefficients of subsets."""
+        weights = np.asarray([[name in subset for name in self.names] for subset in subsets], dtype=float)
+        return coefficients(weights, self.samples, self.budget)
+
+    def evaluation_cost(self) -> float:
+        """Return the cost of a loss with its slopes, in meta trainings: dev rows for training rows."""
+        args = self.run.materials.meta_args
+        rows = self.steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return len(self.run.materials.tokenized["dev"]) / rows
+
+    def batches(self) -> list[Any]:
+        """Return the dev rows in batches."""
+        collate = DataCollatorForSeq2Seq(self.run.materials.tokenizer, padding=True)
+        dev = self.run.materials.tokenized["dev"].select_columns(["input_ids", "labels"])
+        return [collate([dev[j] for j in range(i, min(i + 32, len(dev)))]) for i in range(0, len(dev), 32)]
+
+    def probe_folders(self, kind: str, share: float, steps: int) -> dict[str, Path]:
+        """Train one probe a task from the start of meta training; those on disk are kept."""
+        materials = self.run.materials
+
+        def train(counts: Any, folder: Path) -> None:
+            args = dataclasses.replace(
+                materials.final_args, output_dir=str(folder), max_steps=steps, seed=self.run.config.seed
+            )
+            base, train = materials.base(), materials.tokenized["train"]
+            fine_tune(base, train, counts, args, peft_config=materials.lora, processing_class=materials.tokenizer)
+            print(f"{kind}: {folder.name}", flush=True)
+
+        counts = {name: int(count) for name, count in zip(self.names, self.samples, strict=True)}
+        return probes(train, counts, share, self.run.output_dir / "probes" / kind)
+
+
+def factors_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters of a model by their names."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def inner(a: Direction, b: Direction) -> float:
+    """Return the inner product of two directions."""
+    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
+
+
+def free(bench: Bench, checkpoint: str) -> Source:
+    """Mean gradients of the tasks at a checkpoint, as Adam's steps, around the finished meta adapter."""
+    run = bench.run
+    folder = bench.meta / f"checkpoint-{checkpoint_steps(run.output_dir)[checkpoint]}"
+    model = load_adapter(run.materials.base(), folder, is_trainable=True)
+    collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
+    sums = collect_task_gradients(
+        collate, model, run.materials.tokenized["train"], run.output_dir / f"sums-{checkpoint}"
+    )
+    found = free_displacements(sums.means(), load_second_moments(folder))
+    mean = found.combine(torch.from_numpy(bench.samples / bench.samples.sum()))
+    # as long as the mean step has to be to lead from the start to the finished adapter
+    moved = difference(bench.end, bench.start)
+    scale = (inner(moved, moved) / inner(mean, mean)) ** 0.5
+    return Source(f"free, {checkpoint}", 0.25, bench.end, found, scale)
+
+
+def anchored(bench: Bench, name: str, part: float) -> Source:
+    """Probes on all tasks with more of one, for a part of the steps, as displacements around the finished adapter."""
+    folders = bench.probe_folders(name, SHARE, max(1, round(part * bench.steps)))
+    read = {task: read_factors(folder) for task, folder in folders.items()}
+    centre, found = probe_displacements(read, SHARE)
+    moved, short = difference(bench.end, bench.start), difference(centre, bench.start)
+    scale = inner(moved, short) / inner(short, short)
+    return Source(name, part * len(read), centre if part == 1 else bench.end, found, 1.0 if part == 1 else scale)
+
+
+def with_length(source: Source, bench: Bench) -> StackedDisplacements:
+    """Centre and scale displacements; where epochs are fixed, add the direction of training for fewer steps."""
+    centred = source.displacements.centred(torch.from_numpy(bench.samples)).scaled(source.scale)
+    if bench.budget == "steps":
+        return centred
+    moved = difference(bench.end, bench.start)
+    parts = {name: torch.cat([part, moved[name][None].to(part)]) for name, part in centred.parts.items()}
+    return StackedDisplacements((*centred.task_names, LENGTH), parts)
+
+
+def score(bench: Bench, source: Source) -> Iterator[dict[str, Any]]:
+    """Score a source at several scales on the choosing half, with the surface and the real model on the other."""
+    model = load_adapter(bench.run.materials.base(), bench.meta, is_trainable=True)
+    move_to(model, source.centre)
+    evaluator = ResponseEvaluator(model, with_length(source, bench), bench.batches())
+    known = {frozenset(subset) for subset in bench.truth.subsets}
+    fresh = [s for s in random_subsets(bench.names, 3 * POINTS, seed=7) if frozenset(s) not in known][:POINTS]
+    for scale in SCALES:
+        stretch = np.full(len(evaluator.displacements.task_names), scale)
+        stretch[len(bench.names) :] = 1.0
+        points = np.vstack([np.zeros(len(stretch)), bench.coefficients(fresh) * stretch])
+        asked = evaluator.evaluate(points)
+        wanted = bench.coefficients(bench.truth.subsets) * stretch
+        real = evaluator.evaluate(wanted, slopes=False).losses
+        surface = ResponseSurface(asked.points, asked.losses, asked.slopes).predict(wanted)[0]
+        rows = {"source": source.name, "scale": scale, "own_scale": round(source.scale, 4)}
+        yield {
+            **rows,
+            "cost": round(source.cost + len(points) * bench.evaluation_cost(), 2),
+            "real": both_halves(bench.truth, real),
+            "surface": both_halves(bench.truth, surface),
+            "surface_left_out_error": left_out_error(asked.points, asked.losses, asked.slopes).relative_error,
+            "surface_against_real": float(np.mean(np.abs(surface - real) / real)),
+        }
+
+
+def merged(bench: Bench) -> dict[str, Any]:
+    """Average the ΔW of single-task adapters over a subset, and ask the real model."""
+    folders = bench.probe_folders("single", 1.0, bench.steps)
+    adapters = [read_adapter(folder, task) for task, folder in folders.items()]
+    model, displacements = merged_model(bench.run.materials.base(), adapters)
+    evaluator = ResponseEvaluator(model, displacements, bench.batches())
+    weights = np.asarray([[n in subset for n in bench.names] for subset in bench.truth.subsets], dtype=float)
+    rows = weights * bench.samples
+    real = evaluator.evaluate(rows / rows.sum(1, keepdims=True), slopes=False).losses
+    return {
+        "source": "single-task adapters, merged",
+        "cost": float(len(adapters)),
+        "real": both_halves(bench.truth, real),
+    }
+
+
+def first_order(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Score the closed form at each checkpoint with the package's defaults."""
+    for checkpoint in checkpoint_steps(bench.run.output_dir):
+        estimator = SubsetEstimator(budget=bench.budget)
+        estimator.fit(run_stores(bench.run.output_dir, checkpoint), bench.run.config.target.task)
+        values = estimator.predict(bench.truth.subsets)
+        yield {"source": f"first-order, {checkpoint}", "cost": 0.3, "real": both_halves(bench.truth, values)}
+
+
+def both_halves(truth: Truth, values: np.ndarray) -> dict[str, Any]:
+    """Return rank correlation and error on the choosing and on the reporting half."""
+    found = {}
+    for name, part in (("choosing", truth.dev), ("reporting", truth.test)):
+        figures = truth.fidelity(values, part)
+        found[name] = {"spearman": round(figures.spearman, 3), "relative_error": round(figures.relative_error, 4)}
+    return found
+
+
+def main() -> int:
+    """Score all sources of one study."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--output_dir", help="as of fidelity.py")
+    options = parser.parse_args()
+    run = make_run(options.study, options.output_dir)
+    pipeline.collect(run)
+    bench = Bench(options.study, run)
+    rows = list(first_order(bench))
+    for source in (
+        lambda: free(bench, "half"),
+        lambda: free(bench, "end"),
+        lambda: anchored(bench, "anchored, a quarter of the steps", 0.25),
+        lambda: anchored(bench, "anchored", 1.0),
+    ):
+        for row in score(bench, source()):
+            print(row, flush=True)
+            rows.append(row)
+    rows.append(merged(bench))
+    losses = np.asarray(bench.truth.losses)
+    constant = losses[bench.truth.dev].mean()
+    means = losses[bench.truth.test].mean(1)
+    write_json(
+        RESULTS / f"response_{options.study}.json",
+        {
+            "command": f"python benchmarks/response.py {options.study}",
+            "versions": versions(),
+            "constant_error": float(np.mean(np.abs(constant - means) / means)),
+            "ceiling": bench.truth.fidelity(losses[:, 0], bench.truth.test).to_dict(),
+            "rows": rows,
+        },
+    )
+    print(f"written to {(RESULTS / f'response_{options.study}.json').relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Response estimates: what they say of subsets, what the estimator makes of them, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from estimation.synthetic import random_store
+from hf_tasksel.core.errors import DataError
+from hf_tasksel.estimation.coefficients import coefficients
+from hf_tasksel.estimation.estimator import SubsetEstimator, random_halves
+from hf_tasksel.estimation.response import ResponseEstimate
+from hf_tasksel.selection.greedy import forward_selection
+
+TASKS = ["t0", "t1", "t2", "t3"]
+SAMPLES = [10, 30, 20, 40]
+EFFECTS = np.array([-1.0, 0.5, 0.2, 1.0, 0.3])
+
+
+def true_loss(points):
+    """The loss of a world that is log-linear in the coefficients, and its slopes."""
+    effects = EFFECTS[: points.shape[1]]
+    losses = 1.5 * np.exp(points @ effects)
+    return losses, losses[:, None] * effects
+
+
+def response(budget="steps", tasks=TASKS):
+    points = coefficients(random_halves(4)[:10], np.asarray(SAMPLES, dtype=float), budget)
+    losses, slopes = true_loss(points)
+    return ResponseEstimate(
+        list(tasks), SAMPLES, budget, "probes", 3.0, points.tolist(), losses.tolist(), slopes.tolist()
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return random_store(tmp_path / "store", tasks=4)
+
+
+@pytest.mark.parametrize("budget", ["steps", "epochs"])
+def test_subsets_have_the_losses_of_the_world(budget):
+    weights = np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1.0]])
+    found, std = response(budget).predict(weights)
+    truth = true_loss(coefficients(weights, np.asarray(SAMPLES, dtype=float), budget))[0]
+    np.testing.assert_allclose(found, truth, rtol=0.02)
+    assert (std > 0).all()
+    assert response(budget).left_out_error().relative_error < 0.02
+
+
+def test_the_estimator_reads_losses_from_it(store):
+    estimator = SubsetEstimator().fit(store, "goal", response=response())
+    mean, std = estimator.predict([["t0", "t2"], ["t3"]], return_std=True)
+    expected = response().predict(estimator.task_weights([["t0", "t2"], ["t3"]]))
+    np.testing.assert_allclose((mean, std), expected)
+    gap, gap_std = estimator.predict_difference([["t0", "t2"]], [["t3"]])
+    assert gap == pytest.approx(mean[0] - mean[1])
+    assert 0 < gap_std < std.sum()
+    assert forward_selection(estimator, min_tasks=1).selected == ["t0"]
+    estimator.calibrate([["t0"], ["t1"], ["t2"], ["t3"]], [1.0, 2.0, 1.8, 3.0])
+    assert estimator.predict([["t3"]]) > estimator.predict([["t0"]])
+    assert SubsetEstimator().fit(store, "goal").response_ is None
+
+
+def test_it_comes_back_from_disk(tmp_path):
+    response().save(tmp_path / "response.json")
+    assert ResponseEstimate.load(tmp_path / "response.json") == response()
+    with pytest.raises(DataError, match="run `hf-tasksel probe` first"):
+        ResponseEstimate.load(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text('{"tasks": []}')
+    with pytest.raises(DataError, match="is no response estimate"):
+        ResponseEstimate.load(tmp_path / "other.json")
+
+
+def test_parts_that_do_not_fit_are_refused(store):
+    with pytest.raises(DataError, match="take both from one run"):
+        SubsetEstimator().fit(store, "goal", response=response(tasks=["t0", "t1", "t2", "t4"]))
+    with pytest.raises(DataError, match="take both from one run"):
+        SubsetEstimator(budget="epochs").fit(store, "goal", response=response())
+    with pytest.raises(DataError, match="they do not fit"):
+        ResponseEstimate(TASKS, SAMPLES, "epochs", "probes", 3.0, [[0.0] * 4], [1.0], [[0.0] * 4])
