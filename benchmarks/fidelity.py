@@ -26,9 +26,9 @@ from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.quiet import quiet_libraries
 from hf_tasksel.core.version import versions
+from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.true_runs import run_key, true_runs, truth_path
-from hf_tasksel.pipeline.verification import random_subsets
 from hf_tasksel.records.true_runs import TrueRun
 
 SEEDS = (1, 2)  # the run itself uses 0

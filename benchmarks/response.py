@@ -29,6 +29,7 @@ from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import LENGTH, coefficients
 from hf_tasksel.estimation.response_surface import ResponseSurface, left_out_error
+from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.response.displacements import Direction, StackedDisplacements
 from hf_tasksel.gradients.response.evaluation import ResponseEvaluator
@@ -44,12 +45,12 @@ from hf_tasksel.gradients.response.sources import (
 )
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.verification import random_subsets
 from hf_tasksel.records.stores import checkpoint_steps, run_stores
 from hf_tasksel.training.models import add_lora, load_adapter
 
-SCALES = (0.5, 1.0, 2.0, 4.0)  # times what each source's own scale is
+SCALES = (0.5, 1.0, 2.0)  # times what each source's own scale is
 POINTS = 24  # that the surface is fitted to
+FREE_LENGTH = 0.5  # of free displacements of random subsets, relative to what all tasks move
 SHARE = 0.3  # of its own task in what an anchored probe is trained on
 
 
@@ -89,6 +90,13 @@ class Bench:
         """Return the coefficients of subsets."""
         weights = np.asarray([[name in subset for name in self.names] for subset in subsets], dtype=float)
         return coefficients(weights, self.samples, self.budget)
+
+    def relative_length(self, displacements: StackedDisplacements) -> float:
+        """Return how far random subsets are displaced, relative to what all tasks move: the root mean square."""
+        s = self.coefficients(random_subsets(self.names, 60, seed=7))[:, : len(self.names)]
+        length = displacements.centred(torch.from_numpy(self.samples)).typical_length(torch.from_numpy(s))
+        moved = difference(self.end, self.start)
+        return length / inner(moved, moved) ** 0.5
 
     def evaluation_cost(self) -> float:
         """Return the cost of a loss with its slopes, in meta trainings: dev rows for training rows."""
@@ -138,10 +146,7 @@ def free(bench: Bench, checkpoint: str) -> Source:
         collate, model, run.materials.tokenized["train"], run.output_dir / f"sums-{checkpoint}"
     )
     found = free_displacements(sums.means(), load_second_moments(folder))
-    mean = found.combine(torch.from_numpy(bench.samples / bench.samples.sum()))
-    # as long as the mean step has to be to lead from the start to the finished adapter
-    moved = difference(bench.end, bench.start)
-    scale = (inner(moved, moved) / inner(mean, mean)) ** 0.5
+    scale = FREE_LENGTH / bench.relative_length(found)
     return Source(f"free, {checkpoint}", 0.25, bench.end, found, scale)
 
 
@@ -149,7 +154,7 @@ def anchored(bench: Bench, name: str, part: float) -> Source:
     """Probes on all tasks with more of one, for a part of the steps, as displacements around the finished adapter."""
     folders = bench.probe_folders(name, SHARE, max(1, round(part * bench.steps)))
     read = {task: read_factors(folder) for task, folder in folders.items()}
-    centre, found = probe_displacements(read, SHARE)
+    centre, found = probe_displacements(read, SHARE, torch.from_numpy(bench.samples))
     moved, short = difference(bench.end, bench.start), difference(centre, bench.start)
     scale = inner(moved, short) / inner(short, short)
     return Source(name, part * len(read), centre if part == 1 else bench.end, found, 1.0 if part == 1 else scale)
@@ -160,9 +165,7 @@ def with_length(source: Source, bench: Bench) -> StackedDisplacements:
     centred = source.displacements.centred(torch.from_numpy(bench.samples)).scaled(source.scale)
     if bench.budget == "steps":
         return centred
-    moved = difference(bench.end, bench.start)
-    parts = {name: torch.cat([part, moved[name][None].to(part)]) for name, part in centred.parts.items()}
-    return StackedDisplacements((*centred.task_names, LENGTH), parts)
+    return centred.beside(LENGTH, difference(bench.end, bench.start))
 
 
 def score(bench: Bench, source: Source) -> Iterator[dict[str, Any]]:
@@ -180,7 +183,8 @@ def score(bench: Bench, source: Source) -> Iterator[dict[str, Any]]:
         wanted = bench.coefficients(bench.truth.subsets) * stretch
         real = evaluator.evaluate(wanted, slopes=False).losses
         surface = ResponseSurface(asked.points, asked.losses, asked.slopes).predict(wanted)[0]
-        rows = {"source": source.name, "scale": scale, "own_scale": round(source.scale, 4)}
+        length = scale * source.scale * bench.relative_length(source.displacements)
+        rows = {"source": source.name, "scale": scale, "relative_length": round(length, 3)}
         yield {
             **rows,
             "cost": round(source.cost + len(points) * bench.evaluation_cost(), 2),

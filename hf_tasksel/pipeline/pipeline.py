@@ -16,9 +16,9 @@ from ..selection.result import SelectionResult
 from .context import Run
 from .export import EXPORT_FILE, EXPORT_FOLDER, export_for_trl
 from .pieces import carry_out
-from .stages import fine_tuning, gradients, meta_training, selection
+from .stages import fine_tuning, gradients, meta_training, probing, selection
 
-STAGES = (meta_training.STAGE, gradients.STAGE, selection.STAGE, fine_tuning.STAGE)
+STAGES = (meta_training.STAGE, gradients.STAGE, probing.STAGE, selection.STAGE, fine_tuning.STAGE)
 
 
 def bring_to(run: Run, last: str) -> None:
@@ -45,6 +45,13 @@ def meta_train(run: Run) -> None:
 def collect(run: Run) -> None:
     """One gradient pass per kept meta checkpoint over all training rows and the target's dev rows."""
     bring_to(run, "collect")
+
+
+def probe(run: Run) -> None:
+    """Short fine-tunes, and evaluations of the real model, where `estimator.budget_multiple` asks for them."""
+    if run.config.estimator.budget_multiple is None:
+        raise ConfigError("estimator.budget_multiple is not set: nothing is to be probed; set it to 3 or 10")
+    bring_to(run, "probe")
 
 
 def select(run: Run) -> SelectionResult:
@@ -115,6 +122,7 @@ COMMANDS: dict[str, Callable[[Run], object]] = {
     "run": run_all,
     "meta-train": meta_train,
     "collect": collect,
+    "probe": probe,
     "select": select,
     "fine-tune": fine_tune_selected,
     "export": export,

@@ -12,6 +12,7 @@ from ..config.run_config import RunConfig
 from ..core.errors import ConfigError
 from ..estimation.comparison import calibrate_with, cross_calibrated
 from ..estimation.estimator import SubsetEstimator
+from ..estimation.response import RESPONSE_FILE, ResponseEstimate
 from .stores import checkpoint_steps, run_stores
 from .true_runs import true_losses
 
@@ -49,7 +50,10 @@ def fit_run_estimator(
     checkpoint = checkpoint or config.checkpoint
     if checkpoint == BEST:
         checkpoint = best_checkpoint(output_dir, estimator, config)
-    return estimator.fit(run_stores(output_dir, checkpoint), config.target.task)
+    response = None
+    if options.budget_multiple is not None:
+        response = ResponseEstimate.load(output_dir / RESPONSE_FILE)
+    return estimator.fit(run_stores(output_dir, checkpoint), config.target.task, response)
 
 
 def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, config: RunConfig) -> str:

@@ -19,11 +19,12 @@ from hf_tasksel.cli import main as cli
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.estimation.comparison import compare, cross_calibrated
+from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.pipeline import true_runs, verification
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.expansion import check_expansion
 from hf_tasksel.pipeline.pipeline import select
-from hf_tasksel.pipeline.verification import random_subsets, rivals, verify
+from hf_tasksel.pipeline.verification import rivals, verify
 from hf_tasksel.records.estimator import (
     best_checkpoint,
     calibrate_from_folder,

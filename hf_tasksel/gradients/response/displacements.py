@@ -98,6 +98,16 @@ class StackedDisplacements:
             self.task_names, {n: part + direction[n].to(part) for n, part in self.parts.items()}
         )
 
+    def beside(self, name: str, direction: Direction) -> StackedDisplacements:
+        """Add one more direction, under a name of its own, behind those of the tasks."""
+        parts = {n: torch.cat([part, direction[n][None].to(part)]) for n, part in self.parts.items()}
+        return StackedDisplacements((*self.task_names, name), parts)
+
+    def typical_length(self, coefficients: Tensor) -> float:
+        """Return the root mean square length of Σ_k s_k d_k over coefficients (m, n)."""
+        s = coefficients.double()
+        return float(torch.einsum("mi,ij,mj->m", s, self.gram(), s).mean().sqrt())
+
     def gram(self) -> Tensor:
         """Return inner products between tasks, (n, n), in float64."""
         parts = (part.flatten(1).double() for part in self.parts.values())

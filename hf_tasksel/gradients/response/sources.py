@@ -86,16 +86,17 @@ def difference(first: Direction, second: Direction) -> dict[str, Tensor]:
 
 
 def probe_displacements(
-    probes: Mapping[str, Direction], share: float, anchor: Direction | None = None
+    probes: Mapping[str, Direction], share: float, samples: Tensor | None = None
 ) -> tuple[dict[str, Tensor], StackedDisplacements]:
     """Turn one probe a task into an expansion point and displacements.
 
-    A probe is trained on `share` of its task and the rest of all tasks: θ_k = θ_c + share · d_k, with Σ d_k = 0.
+    A probe is trained on `share` of its task and the rest of all tasks: θ_k = θ_c + share · d_k, with Σ p_k d_k = 0
+    for the shares p_k that tasks have of all samples.
 
     Args:
         probes: task -> weights θ_k, all from the same start (same seed).
         share: of the task itself in what a probe is trained on.
-        anchor: the expansion point; the mean of the probes if None.
+        samples: (n,) samples of each task; every task the same if None.
 
     Returns:
         The expansion point and the centred displacements, for a share of one.
@@ -103,8 +104,8 @@ def probe_displacements(
     if not 0 < share <= 1:
         raise DataError(f"a probe's share of its own task is above 0 and at most 1, not {share}")
     stacked = StackedDisplacements.from_tasks(probes)
-    mean = stacked.combine(torch.full((len(probes),), 1 / len(probes), dtype=torch.float64))
-    return dict(anchor or mean), stacked.centred().scaled(1 / share)
+    weights = torch.ones(len(probes), dtype=torch.float64) if samples is None else samples.double()
+    return stacked.combine(weights / weights.sum()), stacked.centred(weights).scaled(1 / share)
 
 
 def probes(

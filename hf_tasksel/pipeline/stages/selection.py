@@ -35,6 +35,7 @@ def pieces(run: Run) -> list[Piece]:
             "relative_steps": config.relative_steps,
         },
         "selection": dataclasses.asdict(config.selection),
+        "response": run.record.fingerprint("response"),
         "true_runs": value_fingerprint(truth) if truth[0] else None,
     }
     return [Piece("select", settings, run.output_dir / SELECTION_FILE)]
@@ -70,7 +71,7 @@ def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
 
 STAGE = Stage(
     "select",
-    reads=("gradients/checkpoint-*/", "truth/"),
+    reads=("gradients/checkpoint-*/", "response.json", "truth/"),
     writes=("selection.json", "estimates.parquet", "affinity.json"),
     pieces=pieces,
     work=work,

@@ -58,9 +58,10 @@ def test_displacements_come_back_from_disk(tmp_path):
 
 def test_probes_of_a_linear_response_give_it_back():
     centre = {"a": torch.randn(2, 3).double(), "b": torch.randn(4).double()}
-    d = directions(0).centred()
+    samples = torch.tensor([10.0, 20.0, 70.0], dtype=torch.float64)
+    d = directions(0).centred(samples)
     trained = {task: {n: centre[n] + 0.3 * d.parts[n][k] for n in centre} for k, task in enumerate(d.task_names)}
-    found_centre, found = probe_displacements(trained, 0.3)
+    found_centre, found = probe_displacements(trained, 0.3, samples)
     torch.testing.assert_close(found_centre, centre)
     torch.testing.assert_close(found.parts, d.parts)
     with pytest.raises(DataError, match="share"):
@@ -111,3 +112,13 @@ def test_least_squares_give_back_a_linear_response():
     torch.testing.assert_close(at_zero.parts["a"][0], centre.parts["a"][0], atol=1e-6, rtol=1e-6)
     with pytest.raises(DataError, match="two true runs"):
         least_squares(points[:1])
+
+
+def test_a_direction_lies_beside_those_of_the_tasks_and_lengths_are_those_of_what_is_displaced():
+    d, extra = directions(0), {name: part[0] for name, part in directions(5).parts.items()}
+    more, s = d.beside("length", extra), torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).double()
+    assert more.task_names == ("t0", "t1", "t2", "length")
+    moved = more.combine(s[0])
+    torch.testing.assert_close(moved["a"], d.combine(s[0, :3])["a"] + s[0, 3] * extra["a"])
+    squares = [sum(float(part.square().sum()) for part in more.combine(row).values()) for row in s]
+    assert more.typical_length(s) == pytest.approx((sum(squares) / 6) ** 0.5)
