@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -19,6 +18,8 @@ from ..gradients.costs import GradientCosts, gradient_costs
 from ..training.models import load_model_config, load_tokenizer, lora_config, quantization_config
 from .arguments import fine_tuning_arguments, meta_arguments
 from .chat_suggestion import suggest_chat
+from .probe_plan import ladder
+from .training_steps import samples_per_step, training_steps
 
 
 def make_plan(config: RunConfig) -> dict[str, Any]:
@@ -69,6 +70,9 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         },
         "multiply_accumulates": macs,
         "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
+        "probes": ladder(
+            len(splits.task_names), final, samples["train"], samples["dev"], config.estimator.budget_multiple
+        ),
         "notes": splits.report.lines() + [note for note in [suggest_chat(splits, tokenizer)] if note],
     }
 
@@ -96,21 +100,6 @@ def trained_tokens(args: Any, tokens: int, samples: int) -> int:
     if args.max_steps <= 0:
         return round(tokens * args.num_train_epochs)
     return round(args.max_steps * samples_per_step(args) * tokens / max(1, samples))
-
-
-def training_steps(args: Any, samples: int) -> int:
-    """Return how many optimizer steps a training takes, counted as Trainer does: by the batches of each process."""
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    batches = samples / (args.train_batch_size * args.world_size)
-    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    return math.ceil(steps * args.num_train_epochs)
-
-
-def samples_per_step(args: Any) -> int:
-    """Return how many samples one optimizer step sees, over all processes."""
-    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def multiply_accumulates_per_second(device: torch.device, size: int = 1024, seconds: float = 0.2) -> float:
@@ -162,6 +151,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     )
     console.print(cost)
     console.print(stages_table(plan))
+    console.print(probes_table(plan))
     for line in plan["notes"]:
         console.print(escape(line), highlight=False)
 
@@ -175,6 +165,21 @@ def stages_table(plan: dict[str, Any]) -> Table:
         steps = plan["steps"].get(stage)
         seconds = readable_seconds(plan["seconds_at_least"][stage])
         table.add_row(stage, "" if steps is None else f"{steps:,}", f"{macs:.2e}", seconds)
+    return table
+
+
+def probes_table(plan: dict[str, Any]) -> Table:
+    """What probes would cost with each `estimator.budget_multiple`."""
+    table = Table(title="probes, with estimator.budget_multiple", title_justify="left")
+    for name in ("", "steps of a probe", "evaluations", "fine-tunes on all tasks"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in plan["probes"]:
+        cells = (
+            [row["too_small"], "", ""]
+            if "too_small" in row
+            else [str(row["steps"]), str(row["points"]), f"{row['cost']:.1f}"]
+        )
+        table.add_row(f"{row['budget_multiple']:g}", *cells)
     return table
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.errors import ConfigError
-from .plan import samples_per_step, training_steps
+from .training_steps import samples_per_step, training_steps
 
 SHARE = 0.3  # of its own task in what a probe is trained on; the rest are all tasks
 FEWEST_POINTS, MOST_POINTS = 8, 32
 FEWEST_STEPS = 5
+LADDER = (1.0, 3.0, 10.0)  # budgets that a plan shows beside the run's own
 EVALUATIONS_PART = 0.25  # of the budget, for evaluations of the real model
 
 
@@ -61,3 +62,15 @@ def plan_probes(multiple: float, tasks: int, args: Any, train_rows: int, dev_row
             f"{least:.1f} or more here, or none of it (null)"
         )
     return ProbePlan(steps, points, steps == whole, spent + tasks * steps / whole)
+
+
+def ladder(tasks: int, args: Any, train_rows: int, dev_rows: int, own: float | None) -> list[dict[str, Any]]:
+    """Return what some budgets pay for, and the run's own; arguments as of `plan_probes`."""
+    rows = []
+    for multiple in sorted({*LADDER, *([] if own is None else [own])}):
+        try:
+            found = asdict(plan_probes(multiple, tasks, args, train_rows, dev_rows))
+        except ConfigError:
+            found = {"too_small": "too small for a probe of each task"}
+        rows.append({"budget_multiple": multiple, **found})
+    return rows

@@ -16,7 +16,7 @@ from hf_tasksel.estimation.response import ResponseEstimate
 from hf_tasksel.gradients.response.sources import move_to, read_factors
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.probe_plan import FEWEST_POINTS, MOST_POINTS, SHARE, plan_probes
+from hf_tasksel.pipeline.probe_plan import FEWEST_POINTS, MOST_POINTS, SHARE, ladder, plan_probes
 from hf_tasksel.pipeline.stages import probing
 from hf_tasksel.records.estimator import fit_run_estimator
 from hf_tasksel.training.evaluation import mean_loss
@@ -42,10 +42,16 @@ def test_a_budget_is_spent_on_probes_and_evaluations():
     rich = plan_probes(100, 10, arguments(), 1000, 20)
     assert (rich.steps, rich.is_whole) == (100, True)
     assert plan_probes(5, 10, arguments(), 1000, 300).points == FEWEST_POINTS
-    with pytest.raises(
-        ConfigError, match="1 is too small for a probe of each of 100 tasks: it takes 5"
-    ):
+    with pytest.raises(ConfigError, match="1 is too small for a probe of each of 100 tasks: it takes 5"):
         plan_probes(1, 100, arguments(), 1000, 10)
+
+
+def test_a_plan_shows_what_budgets_pay_for():
+    rows = ladder(10, arguments(), 1000, 20, own=5.0)
+    assert [row["budget_multiple"] for row in rows] == [1.0, 3.0, 5.0, 10.0]
+    assert rows[3]["cost"] <= 10
+    assert rows[1]["steps"] == plan_probes(3, 10, arguments(), 1000, 20).steps
+    assert "too small" in ladder(100, arguments(), 1000, 20, own=None)[0]["too_small"]
 
 
 def test_the_real_model_is_asked_where_probes_lead(run_values):
