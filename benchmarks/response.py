@@ -114,16 +114,18 @@ class Bench:
         """Train one probe a task from the start of meta training; those on disk are kept."""
         materials = self.run.materials
 
-        def train(counts: Any, folder: Path) -> None:
+        def train(numbers: np.ndarray, folder: Path) -> None:
             args = dataclasses.replace(
                 materials.final_args, output_dir=str(folder), max_steps=steps, seed=self.run.config.seed
             )
-            base, train = materials.base(), materials.tokenized["train"]
-            fine_tune(base, train, counts, args, peft_config=materials.lora, processing_class=materials.tokenizer)
+            base, chosen = materials.base(), rows.select(numbers).remove_columns("sample_idx")
+            present = [self.names[i] for i in sorted(set(chosen["task"]))]
+            fine_tune(base, chosen, present, args, peft_config=materials.lora, processing_class=materials.tokenizer)
             print(f"{kind}: {folder.name}", flush=True)
 
-        counts = {name: int(count) for name, count in zip(self.names, self.samples, strict=True)}
-        return probes(train, counts, share, self.run.output_dir / "probes" / kind)
+        rows = materials.tokenized["train"]
+        tasks = np.asarray(rows["task"])
+        return probes(train, tasks, self.names, share, self.run.output_dir / "probes" / kind)
 
 
 def factors_of(model: Any) -> dict[str, torch.Tensor]:
@@ -150,14 +152,17 @@ def free(bench: Bench, checkpoint: str) -> Source:
     return Source(f"free, {checkpoint}", 0.25, bench.end, found, scale)
 
 
-def anchored(bench: Bench, name: str, part: float) -> Source:
-    """Probes on all tasks with more of one, for a part of the steps, as displacements around the finished adapter."""
+def anchored(bench: Bench, name: str, part: float, own_centre: bool = False) -> Source:
+    """Probes on all tasks with more of one, for a part of the steps, around the finished adapter or their own mean."""
     folders = bench.probe_folders(name, SHARE, max(1, round(part * bench.steps)))
+    own_centre = own_centre or part == 1
     read = {task: read_factors(folder) for task, folder in folders.items()}
     centre, found = probe_displacements(read, SHARE, torch.from_numpy(bench.samples))
     moved, short = difference(bench.end, bench.start), difference(centre, bench.start)
     scale = inner(moved, short) / inner(short, short)
-    return Source(name, part * len(read), centre if part == 1 else bench.end, found, 1.0 if part == 1 else scale)
+    name += ", around their own mean" if own_centre else ", lengthened, around the finished adapter"
+    where, scale = (centre, 1.0) if own_centre else (bench.end, scale)
+    return Source(name, part * len(read), where, found, scale)
 
 
 def with_length(source: Source, bench: Bench) -> StackedDisplacements:
@@ -243,6 +248,7 @@ def main() -> int:
         lambda: free(bench, "half"),
         lambda: free(bench, "end"),
         lambda: anchored(bench, "anchored, a quarter of the steps", 0.25),
+        lambda: anchored(bench, "anchored, a quarter of the steps", 0.25, own_centre=True),
         lambda: anchored(bench, "anchored", 1.0),
     ):
         for row in score(bench, source()):

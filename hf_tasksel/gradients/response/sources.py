@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -109,29 +110,42 @@ def probe_displacements(
 
 
 def probes(
-    train: Callable[[Mapping[str, int], Path], None], counts: Mapping[str, int], share: float, folder: Path
+    train: Callable[[np.ndarray, Path], None], tasks: np.ndarray, names: Sequence[str], share: float, folder: Path
 ) -> dict[str, Path]:
     """Train one probe a task, and return their folders; those on disk are kept.
 
     Args:
-        train: trains on so many rows of each task and saves the adapter in a folder, always from the same start.
-        counts: rows of each task in the meta training.
+        train: trains on rows of these numbers and saves the adapter in a folder, always from the same start.
+        tasks: (N,) number of each training row's task.
+        names: names of the tasks.
         share: of the task itself; the rest are all tasks, as they are.
         folder: where the probes go, one folder a task.
     """
-    found = {task: folder / f"{i:04d}" for i, task in enumerate(counts)}
-    for task, path in found.items():
+    found = {name: folder / f"{i:04d}" for i, name in enumerate(names)}
+    for i, path in enumerate(found.values()):
         if not (path / WEIGHTS_FILE).is_file():
-            train(probe_rows(counts, task, share), path)
+            train(probe_rows(tasks, i, share), path)
     return found
 
 
-def probe_rows(counts: Mapping[str, int], task: str, share: float) -> dict[str, int]:
-    """Return how many rows of each task a probe is trained on: as many in all as there are."""
-    total = sum(counts.values())
-    return {
-        name: round((1 - share) * count + (share * total if name == task else 0)) for name, count in counts.items()
-    }
+def probe_rows(tasks: np.ndarray, task: int, share: float, seed: int = 0) -> np.ndarray:
+    """Return the numbers of the rows that a probe is trained on: as many as there are, a share of them replaced.
+
+    All probes replace the same places, so that a training in one order sees the same rows at the same steps but for
+    these: what chance does to a training is the same for all, and cancels in differences.
+
+    Args:
+        tasks: (N,) number of each training row's task.
+        task: whose rows fill the places; all of them equally often, but for one.
+        share: of the places.
+        seed: of the places and of the order in which rows fill them.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.arange(len(tasks))
+    places = rng.choice(len(rows), round(share * len(rows)), replace=False)
+    own = rng.permutation(np.flatnonzero(tasks == task))
+    rows[places] = np.resize(own, len(places))
+    return rows
 
 
 def least_squares(points: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:

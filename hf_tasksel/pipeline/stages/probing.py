@@ -42,10 +42,10 @@ def pieces(run: Run) -> list[Piece]:
     plan = probe_plan(run)
     if plan is None:
         return []
-    common, counts = fine_tune_settings(run), row_counts(run)
+    common = {**fine_tune_settings(run), "share": SHARE, "steps": plan.steps}
     found = []
-    for i, task in enumerate(counts):
-        settings = {**common, "rows": probe_rows(counts, task, SHARE), "steps": plan.steps}
+    for i in range(len(run.materials.splits.task_names)):
+        settings = {**common, "task": i}
         found.append(Piece(f"{PROBES}{i:04d}", settings, run.output_dir / PROBES / f"{i:04d}" / ADAPTER_FILE))
     settings = {
         "probes": {piece.name: piece.key for piece in found},
@@ -61,16 +61,16 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     """Train one probe, or evaluate."""
     if piece.name == RESPONSE:
         return evaluate(run, piece.result)
-    materials, steps = run.materials, piece.settings["steps"]
-    number, count = int(piece.result.parent.name) + 1, len(materials.splits.task_names)
-    run.say(f"probe {number} of {count}: {steps} steps with more of {materials.splits.task_names[number - 1]}")
+    materials, steps, task = run.materials, piece.settings["steps"], piece.settings["task"]
+    names, rows = materials.splits.task_names, materials.tokenized["train"]
+    run.say(f"probe {task + 1} of {len(names)}: {steps} steps with more of {names[task]}")
     args = dataclasses.replace(
         materials.final_args, output_dir=str(piece.result.parent), max_steps=steps, seed=run.config.seed
     )
     fine_tune(
         materials.base(),
-        materials.tokenized["train"],
-        piece.settings["rows"],
+        rows.select(probe_rows(np.asarray(rows["task"]), task, SHARE)).remove_columns("sample_idx"),
+        names,
         args,
         peft_config=materials.lora,
         processing_class=materials.tokenizer,

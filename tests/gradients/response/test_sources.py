@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,9 +69,18 @@ def test_probes_of_a_linear_response_give_it_back():
         probe_displacements(trained, 0.0)
 
 
-def test_a_probe_trains_on_as_many_rows_and_only_missing_ones_are_trained(tmp_path):
-    counts = {"x": 100, "y": 300}
-    assert probe_rows(counts, "x", 0.3) == {"x": 190, "y": 210}
+def test_probes_differ_in_the_same_places_and_only_missing_ones_are_trained(tmp_path):
+    tasks = np.asarray([0] * 10 + [1] * 90)
+    first, second = (probe_rows(tasks, k, 0.3) for k in (0, 1))
+    same = first == second
+    assert 70 <= same.sum() < 80  # 30 places, in which a row may have been filled by itself
+    assert (first[same] == np.arange(100)[same]).mean() > 0.9
+    assert (tasks[first[~same]] == 0).all()
+    assert (tasks[second[~same]] == 1).all()
+    kept = np.flatnonzero(tasks[first] == 0)
+    counts = np.bincount(first[kept], minlength=10)[:10]
+    assert len(kept) >= 30
+    assert counts.max() - counts.min() <= 2  # its 10 rows fill 30 places three times each, and some were there
     asked = []
 
     def train(rows, folder):
@@ -78,9 +88,9 @@ def test_a_probe_trains_on_as_many_rows_and_only_missing_ones_are_trained(tmp_pa
         folder.mkdir(parents=True)
         (folder / WEIGHTS_FILE).write_bytes(b"")
 
-    first = probes(train, counts, 0.3, tmp_path)
-    assert probes(train, counts, 0.3, tmp_path) == first
-    assert asked == [probe_rows(counts, "x", 0.3), probe_rows(counts, "y", 0.3)]
+    found = probes(train, tasks, ["x", "y"], 0.3, tmp_path)
+    assert probes(train, tasks, ["x", "y"], 0.3, tmp_path) == found
+    np.testing.assert_array_equal(asked, [first, second])
 
 
 def test_adapters_are_read_by_the_names_of_a_model_and_moved_to(tmp_path):
