@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,9 +227,9 @@ def first_order(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def both_halves(truth: Truth, values: np.ndarray) -> dict[str, Any]:
-    """Return rank correlation and error on the choosing and on the reporting half."""
+    """Return rank correlation and error on the choosing half, on the reporting half, and on all subsets."""
     found = {}
-    for name, part in (("choosing", truth.dev), ("reporting", truth.test)):
+    for name, part in (("choosing", truth.dev), ("reporting", truth.test), ("all", slice(None))):
         figures = truth.fidelity(values, part)
         found[name] = {"spearman": round(figures.spearman, 3), "relative_error": round(figures.relative_error, 4)}
     return found
@@ -239,36 +240,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--output_dir", help="as of fidelity.py")
+    parser.add_argument("--only", nargs="+", help="score these sources; what the file says of the others stays")
     options = parser.parse_args()
     run = make_run(options.study, options.output_dir)
     pipeline.collect(run)
     bench = Bench(options.study, run)
-    rows = list(first_order(bench))
-    for source in (
-        lambda: free(bench, "half"),
-        lambda: free(bench, "end"),
-        lambda: anchored(bench, "anchored, a quarter of the steps", 0.25),
-        lambda: anchored(bench, "anchored, a quarter of the steps", 0.25, own_centre=True),
-        lambda: anchored(bench, "anchored", 1.0),
-    ):
-        for row in score(bench, source()):
+    quarter = "anchored, a quarter of the steps"
+    sources: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "first-order": lambda: first_order(bench),
+        "free-half": lambda: score(bench, free(bench, "half")),
+        "free-end": lambda: score(bench, free(bench, "end")),
+        "short": lambda: score(bench, anchored(bench, quarter, 0.25)),
+        "short-own": lambda: score(bench, anchored(bench, quarter, 0.25, own_centre=True)),
+        "anchored": lambda: score(bench, anchored(bench, "anchored", 1.0)),
+        "merged": lambda: iter([merged(bench)]),
+    }
+    path = RESULTS / f"response_{options.study}.json"
+    found = json.loads(path.read_text())["sources"] if path.is_file() else {}
+    for name in options.only or sources:
+        found[name] = []
+        for row in sources[name]():
             print(row, flush=True)
-            rows.append(row)
-    rows.append(merged(bench))
+            found[name].append(row)
     losses = np.asarray(bench.truth.losses)
     constant = losses[bench.truth.dev].mean()
     means = losses[bench.truth.test].mean(1)
     write_json(
-        RESULTS / f"response_{options.study}.json",
+        path,
         {
             "command": f"python benchmarks/response.py {options.study}",
             "versions": versions(),
             "constant_error": float(np.mean(np.abs(constant - means) / means)),
             "ceiling": bench.truth.fidelity(losses[:, 0], bench.truth.test).to_dict(),
-            "rows": rows,
+            "sources": found,
         },
     )
-    print(f"written to {(RESULTS / f'response_{options.study}.json').relative_to(ROOT)}")
+    print(f"written to {path.relative_to(ROOT)}")
     return 0
 
 
