@@ -1,10 +1,10 @@
-"""Response estimates against true fine-tunes: move the adapter, and ask the real model.
+"""Response estimates of studies whose subsets were really fine-tuned: move the adapter, and ask the real model.
 
-    python benchmarks/response.py quickstart      # minutes; the true losses are those of fidelity.py
+    python benchmarks/response.py quickstart      # minutes on a toy base; the true losses are those of fidelity.py
 
-Every source of displacements is scored on the reporting half of a study's subsets, with the real model's losses and
-with the surface's, beside its cost in meta trainings (evaluations included). Figures go to
-benchmarks/results/response_<study>.json.
+For every source of displacements the real model is asked at random subsets, displaced by three lengths, for losses and
+slopes; and at the study's own subsets for losses alone. All of it goes to benchmarks/results/response_<study>.json,
+from which response_scores.py fits surfaces and compares: no model is needed for that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from hf_tasksel import SubsetEstimator, fine_tune
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import LENGTH, coefficients
-from hf_tasksel.estimation.response_surface import ResponseSurface, left_out_error
 from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.response.displacements import Direction, StackedDisplacements
@@ -49,10 +48,11 @@ from hf_tasksel.pipeline.context import Run
 from hf_tasksel.records.stores import checkpoint_steps, run_stores
 from hf_tasksel.training.models import add_lora, load_adapter
 
-SCALES = (0.5, 1.0, 2.0)  # times what each source's own scale is
-POINTS = 24  # that the surface is fitted to
-FREE_LENGTH = 0.5  # of free displacements of random subsets, relative to what all tasks move
+SCALES = (0.5, 1.0, 2.0)  # times what each source's own scale is; points take turns
+POINTS = 24  # that a surface may be fitted to
+FREE_LENGTH = 0.35  # of free displacements of random subsets, relative to what all tasks move
 SHARE = 0.3  # of its own task in what an anchored probe is trained on
+DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -174,31 +174,33 @@ def with_length(source: Source, bench: Bench) -> StackedDisplacements:
     return centred.beside(LENGTH, difference(bench.end, bench.start))
 
 
-def score(bench: Bench, source: Source) -> Iterator[dict[str, Any]]:
-    """Score a source at several scales on the choosing half, with the surface and the real model on the other."""
+def ask(bench: Bench, source: Source) -> dict[str, Any]:
+    """Ask the real model at all tasks, at random subsets by three lengths, and at the study's subsets."""
     model = load_adapter(bench.run.materials.base(), bench.meta, is_trainable=True)
     move_to(model, source.centre)
     evaluator = ResponseEvaluator(model, with_length(source, bench), bench.batches())
     known = {frozenset(subset) for subset in bench.truth.subsets}
     fresh = [s for s in random_subsets(bench.names, 3 * POINTS, seed=7) if frozenset(s) not in known][:POINTS]
-    for scale in SCALES:
-        stretch = np.full(len(evaluator.displacements.task_names), scale)
-        stretch[len(bench.names) :] = 1.0
-        points = np.vstack([np.zeros(len(stretch)), bench.coefficients(fresh) * stretch])
-        asked = evaluator.evaluate(points)
-        wanted = bench.coefficients(bench.truth.subsets) * stretch
-        real = evaluator.evaluate(wanted, slopes=False).losses
-        surface = ResponseSurface(asked.points, asked.losses, asked.slopes).predict(wanted)[0]
-        length = scale * source.scale * bench.relative_length(source.displacements)
-        rows = {"source": source.name, "scale": scale, "relative_length": round(length, 3)}
-        yield {
-            **rows,
-            "cost": round(source.cost + len(points) * bench.evaluation_cost(), 2),
-            "real": both_halves(bench.truth, real),
-            "surface": both_halves(bench.truth, surface),
-            "surface_left_out_error": left_out_error(asked.points, asked.losses, asked.slopes).relative_error,
-            "surface_against_real": float(np.mean(np.abs(surface - real) / real)),
-        }
+    points = bench.coefficients(fresh)
+    points[:, : len(bench.names)] *= np.resize(SCALES, len(points))[:, None]
+    asked = evaluator.evaluate(np.vstack([np.zeros(points.shape[1]), points]), advance=progress(source.name))
+    assert asked.slopes is not None
+    real = evaluator.evaluate(bench.coefficients(bench.truth.subsets), slopes=False, advance=progress("subsets"))
+    return {
+        "name": source.name,
+        "cost": round(source.cost, 3),
+        "relative_length": round(source.scale * bench.relative_length(source.displacements), 3),
+        "points": np.round(asked.points, DIGITS).tolist(),
+        "losses": np.round(asked.losses, DIGITS).tolist(),
+        "slopes": np.round(asked.slopes, DIGITS).tolist(),
+        "real": np.round(real.losses, DIGITS).tolist(),
+    }
+
+
+def progress(name: str) -> Callable[[int], None]:
+    """Return what prints a dot for each evaluation."""
+    print(name, end=" ", flush=True)
+    return lambda count: print("." * count, end="", flush=True)
 
 
 def merged(bench: Bench) -> dict[str, Any]:
@@ -211,71 +213,59 @@ def merged(bench: Bench) -> dict[str, Any]:
     rows = weights * bench.samples
     real = evaluator.evaluate(rows / rows.sum(1, keepdims=True), slopes=False).losses
     return {
-        "source": "single-task adapters, merged",
+        "name": "single-task adapters, merged",
         "cost": float(len(adapters)),
-        "real": both_halves(bench.truth, real),
+        "real": np.round(real, DIGITS).tolist(),
     }
 
 
-def first_order(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Score the closed form at each checkpoint with the package's defaults."""
+def first_order(bench: Bench) -> dict[str, Any]:
+    """Return what the closed form says at each checkpoint, with the package's defaults."""
+    found = {}
     for checkpoint in checkpoint_steps(bench.run.output_dir):
         estimator = SubsetEstimator(budget=bench.budget)
         estimator.fit(run_stores(bench.run.output_dir, checkpoint), bench.run.config.target.task)
-        values = estimator.predict(bench.truth.subsets)
-        yield {"source": f"first-order, {checkpoint}", "cost": 0.3, "real": both_halves(bench.truth, values)}
-
-
-def both_halves(truth: Truth, values: np.ndarray) -> dict[str, Any]:
-    """Return rank correlation and error on the choosing half, on the reporting half, and on all subsets."""
-    found = {}
-    for name, part in (("choosing", truth.dev), ("reporting", truth.test), ("all", slice(None))):
-        figures = truth.fidelity(values, part)
-        found[name] = {"spearman": round(figures.spearman, 3), "relative_error": round(figures.relative_error, 4)}
-    return found
+        found[checkpoint] = np.round(estimator.predict(bench.truth.subsets), DIGITS).tolist()
+    return {"name": "first-order", "cost": 0.3, "estimates": found}
 
 
 def main() -> int:
-    """Score all sources of one study."""
+    """Ask the real model of one study with all sources."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--output_dir", help="as of fidelity.py")
-    parser.add_argument("--only", nargs="+", help="score these sources; what the file says of the others stays")
+    parser.add_argument("--only", nargs="+", help="ask with these sources; what the file says of the others stays")
     options = parser.parse_args()
     run = make_run(options.study, options.output_dir)
     pipeline.collect(run)
     bench = Bench(options.study, run)
     quarter = "anchored, a quarter of the steps"
-    sources: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    sources: dict[str, Callable[[], dict[str, Any]]] = {
         "first-order": lambda: first_order(bench),
-        "free-half": lambda: score(bench, free(bench, "half")),
-        "free-end": lambda: score(bench, free(bench, "end")),
-        "short": lambda: score(bench, anchored(bench, quarter, 0.25)),
-        "short-own": lambda: score(bench, anchored(bench, quarter, 0.25, own_centre=True)),
-        "anchored": lambda: score(bench, anchored(bench, "anchored", 1.0)),
-        "merged": lambda: iter([merged(bench)]),
+        "free-half": lambda: ask(bench, free(bench, "half")),
+        "free-end": lambda: ask(bench, free(bench, "end")),
+        "short": lambda: ask(bench, anchored(bench, quarter, 0.25)),
+        "short-own": lambda: ask(bench, anchored(bench, quarter, 0.25, own_centre=True)),
+        "anchored": lambda: ask(bench, anchored(bench, "anchored", 1.0)),
+        "merged": lambda: merged(bench),
     }
     path = RESULTS / f"response_{options.study}.json"
     found = json.loads(path.read_text())["sources"] if path.is_file() else {}
     for name in options.only or sources:
-        found[name] = []
-        for row in sources[name]():
-            print(row, flush=True)
-            found[name].append(row)
-    losses = np.asarray(bench.truth.losses)
-    constant = losses[bench.truth.dev].mean()
-    means = losses[bench.truth.test].mean(1)
-    write_json(
-        path,
-        {
-            "command": f"python benchmarks/response.py {options.study}",
-            "versions": versions(),
-            "constant_error": float(np.mean(np.abs(constant - means) / means)),
-            "ceiling": bench.truth.fidelity(losses[:, 0], bench.truth.test).to_dict(),
-            "sources": found,
-        },
-    )
-    print(f"written to {path.relative_to(ROOT)}")
+        found[name] = {**sources[name](), "subsets": len(bench.truth.subsets)}
+        write_json(
+            path,
+            {
+                "command": f"python benchmarks/response.py {options.study}",
+                "versions": versions(),
+                "task_names": bench.names,
+                "task_samples": bench.samples.astype(int).tolist(),
+                "budget": bench.budget,
+                "evaluation_cost": round(bench.evaluation_cost(), 4),
+                "sources": found,
+            },
+        )
+        print(f"\n{name}: written to {path.relative_to(ROOT)}", flush=True)
     return 0
 
 

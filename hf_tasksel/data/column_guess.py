@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from ..core.errors import DataError
 from .formats.conversations import ASIDE
-from .formats.messages import is_conversation
+from .formats.messages import from_json, is_conversation
 from .formats.registry import FORMATS
 
 # Field -> names that public datasets use for it, the surest first; the field's own name always comes before them.
@@ -72,7 +72,7 @@ def guess_columns(rows: Dataset, source: str) -> tuple[str, dict[str, str]]:
 def holds_messages(rows: Dataset, column: str) -> bool:
     """Say whether a column holds conversations; one that nothing can be told of counts as if it did."""
     found = [value for value in rows[:SAMPLE][column] if value]
-    return not found or is_conversation(found[0])
+    return not found or is_conversation(from_json(found[0]))
 
 
 def aside(names: Sequence[str]) -> dict[str, str]:

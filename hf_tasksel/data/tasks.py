@@ -12,6 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 from .config import CHOICES, DataConfig, TargetConfig
+from .formats.chat import Conversation, parts_not_shown
+from .formats.encoding import is_chat
 from .formatting import encode_rows, fitting, row_key
 from .sources import format_config, is_local_file, load_entry, load_rows, sample_rows, task_entries
 
@@ -31,6 +33,7 @@ class DataReport:
     truncated: dict[str, int] = field(default_factory=dict)
     too_long: dict[str, int] = field(default_factory=dict)
     whole_conversations: list[str] = field(default_factory=list)
+    not_shown: dict[str, list[str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return one sentence for each thing that a user should know."""
@@ -49,7 +52,11 @@ class DataReport:
         ]
         names = ", ".join(map(repr, self.whole_conversations))
         whole = [f"the loss is on all tokens of the conversations of {names}, as in TRL: `loss` chooses"]
-        return dropped + leaked + cut + long + (whole if names else [])
+        unseen = [
+            f"the chat template of the base does not show the {' and '.join(parts)} of {t!r}: they are not trained on"
+            for t, parts in self.not_shown.items()
+        ]
+        return dropped + leaked + cut + long + unseen + (whole if names else [])
 
 
 @dataclass(frozen=True)
@@ -313,6 +320,7 @@ def tokenize_splits(
         DataError: when a split has a task of which no row fits.
     """
     parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    splits.report.not_shown = not_shown(splits.train, tokenizer)
     encoded = {name: encode_rows(rows, tokenizer, max_length, is_encoder_decoder) for name, rows in parts.items()}
     splits.report.truncated = per_task(encoded["train"], [bool(cut) for cut in encoded["train"]["was_cut"]])
     splits.report.too_long = {}
@@ -327,6 +335,17 @@ def tokenize_splits(
                 )
             splits.report.too_long[task] = splits.report.too_long.get(task, 0) + count
     return {name: fitting(rows).remove_columns("was_cut") for name, rows in encoded.items()}
+
+
+def not_shown(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
+    """Return, per task, what its conversations hold that the tokenizer's chat template never looks at."""
+    found: dict[str, set[str]] = {}
+    names = rows.features["task"].names
+    for row in rows if tokenizer.chat_template else []:
+        if is_chat(row):
+            parts = parts_not_shown(tokenizer.chat_template, Conversation.of(row))
+            found.setdefault(names[row["task"]], set()).update(parts)
+    return {task: sorted(parts) for task, parts in found.items() if parts}
 
 
 def per_task(rows: Dataset, chosen: list[bool]) -> dict[str, int]:

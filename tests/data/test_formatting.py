@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hf_tasksel.core.errors import DataError
 from hf_tasksel.data.formats.cells import text
 from hf_tasksel.data.formats.encoding import encode_causal
+from hf_tasksel.data.formats.registry import FORMATS
 from hf_tasksel.data.formatting import format_rows, tokenize_rows
 
 
@@ -250,8 +251,21 @@ def test_conversations_written_as_json_are_read():
     as_text = format_rows(Dataset.from_list([{"messages": json.dumps(talk)}]), "messages", "mine")
     as_rows = format_rows(Dataset.from_list([{"messages": talk}]), "messages", "mine")
     assert as_text[0] == as_rows[0]
+    assert format_rows(Dataset.from_list([{"messages": json.dumps(talk)}]), "auto", "mine")[0] == as_rows[0]
     with pytest.raises(DataError, match="row 0: a conversation that is written as JSON is not valid JSON"):
         format_rows(Dataset.from_list([{"messages": "[{"}]), "messages", "mine")
+
+
+@pytest.mark.parametrize("name", ["prompt_completion", "preference"])
+def test_prompts_and_answers_written_as_json_are_conversations(name):
+    asked, said = [{"role": "user", "content": "hi"}], [{"role": "assistant", "content": "yo"}]
+    row = {"prompt": asked, "completion": said, "chosen": said, "rejected": [{"role": "assistant", "content": "no"}]}
+    row = {field: row[field] for field in FORMATS[name].required} | {"prompt": asked}
+    as_text = format_rows(Dataset.from_list([{k: json.dumps(v) for k, v in row.items()}]), name, "mine")
+    assert as_text[0] == format_rows(Dataset.from_list([row]), name, "mine")[0]
+    assert format_rows(Dataset.from_list([{"prompt": "[1] see", "completion": "[2]"}]), "auto", "mine")["prompt"][
+        :
+    ] == ["[1] see"]
 
 
 def test_rows_with_images_are_refused_and_columns_without_any_are_not():

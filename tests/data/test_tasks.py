@@ -334,3 +334,20 @@ def test_rows_that_do_not_fit_are_counted_by_task(tmp_path, tokenizer):
     assert "1 rows of 'talk' were left out: longer than max_length" in " ".join(splits.report.lines())
     with pytest.raises(DataError, match=r"task 'talk': none of its 6 train rows fits max_length=8"):
         tokenize_splits(splits, tokenizer, 8, is_encoder_decoder=False)
+
+
+def test_what_the_chat_template_does_not_show_is_said_per_task(run_values, tokenizer, tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    asked = {"role": "user", "content": "red"}
+    turns = {
+        "calls": {"role": "assistant", "content": "blue", "tool_calls": [call]},
+        "talk": {"role": "assistant", "content": "blue"},
+    }
+    tasks = {
+        name: {"dataset": str(write_jsonl(tmp_path / f"{name}.jsonl", [{"messages": [asked, turn]}] * 3))}
+        for name, turn in turns.items()
+    }
+    splits = load(run_values, tasks=tasks)
+    tokenize_splits(splits, tokenizer, 60, is_encoder_decoder=False)
+    assert splits.report.not_shown == {"calls": ["tool_calls"]}
+    assert "does not show the tool_calls of 'calls'" in splits.report.lines()[0]

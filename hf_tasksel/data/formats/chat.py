@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+ASIDE_PARTS = ("tools", "tool_calls", "reasoning_content")  # what templates may show beside contents
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -63,6 +64,13 @@ class Conversation:
     def with_messages(self, messages: list[Message], reply: list[Message] | None = None) -> Conversation:
         """Return it with other messages."""
         return replace(self, messages=messages, reply=self.reply if reply is None else reply)
+
+
+def parts_not_shown(template: str | Mapping[str, str], talk: Conversation) -> set[str]:
+    """Return what a conversation holds beside its contents that a chat template never looks at."""
+    source = template if isinstance(template, str) else "\n".join(template.values())
+    held = {key for turn in talk.turns for key, value in turn.items() if value} | ({"tools"} if talk.tools else set())
+    return {part for part in ASIDE_PARTS if part in held and not re.search(rf"\b{part}\b", source)}
 
 
 class ChatEncoder:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from ...core.errors import DataError
 from .cells import text
 from .chat import common_prefix
-from .messages import is_conversation, read_messages, read_tools, split_at_answer, spoken
+from .messages import from_json, is_conversation, read_messages, read_tools, split_at_answer, spoken
 from .plain import TemplateFormat
 from .row_format import FormattedRow, Message, RowFormat
 
@@ -50,7 +50,7 @@ class PromptCompletion(TemplateFormat):
 
     def read(self, fields: dict[str, Any]) -> FormattedRow:
         """Return prompt and completion as they are."""
-        prompt, completion = fields["prompt"], fields["completion"]
+        prompt, completion = from_json(fields["prompt"]), from_json(fields["completion"])
         if not is_conversation(prompt) and not is_conversation(completion):
             return FormattedRow(self.prompt(fields), text(completion, strip=False))
         if self.own_template:
@@ -71,8 +71,8 @@ class Preference(PromptCompletion):
 
     def read(self, fields: dict[str, Any]) -> FormattedRow:
         """Return the prompt and the better answer."""
-        prompt: Any = fields.get("prompt")
-        chosen, rejected = fields["chosen"], fields["rejected"]
+        prompt: Any = from_json(fields.get("prompt"))
+        chosen, rejected = from_json(fields["chosen"]), from_json(fields["rejected"])
         if is_conversation(chosen) and not is_conversation(prompt):  # the prompt is where both conversations begin
             messages, reply = split_at_answer(read_messages(chosen))
             if messages or not prompt:

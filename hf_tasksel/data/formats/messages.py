@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,15 @@ def is_conversation(value: Any) -> bool:
     )
 
 
+def from_json(value: Any) -> Any:
+    """Return the conversation that a cell of text holds as JSON, as CSV has it; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(json.JSONDecodeError):
+            found = json.loads(value)
+            return found if is_conversation(found) else value
+    return value
+
+
 def read_messages(value: Any) -> list[Message]:
     """Return messages with `role`, `content` as text, and their other keys as they are.
 
@@ -41,7 +51,7 @@ def read_messages(value: Any) -> list[Message]:
     """
     if value is None:
         return []
-    if isinstance(value, str) and value.lstrip().startswith("["):  # as CSV has it
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:

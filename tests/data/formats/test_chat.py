@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from family_rows import family_tokenizer, learned, ours, pick
 from hf_tasksel.core.errors import DataError
+from hf_tasksel.data.formats.chat import Conversation, parts_not_shown
 from hf_tasksel.data.formatting import format_rows, tokenize_rows
 
 TALK = [
@@ -58,6 +59,19 @@ def test_thoughts_and_options_of_the_template_reach_it_as_in_trl(by_trl):
     found = ours(rows, tokenizer, loss="assistant")
     assert pick(found) == by_trl(rows, tokenizer, assistant_only_loss=True)
     assert "be brief" in learned(found[0], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "parts"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", {"tools", "tool_calls"}),
+        ("{{ builtin_tools }}{% for m in messages %}{{ m.content }}{{ m['tool_calls'] }}{% endfor %}", {"tools"}),
+        ({"default": "{{ messages }}", "tool_use": "{{ tools }}{{ messages[0].tool_calls }}"}, set()),
+    ],
+)
+def test_what_a_template_does_not_show_is_told(template, parts):
+    row = format_rows(Dataset.from_list([WITH_TOOLS]), "messages", "mine")[0]
+    assert parts_not_shown(template, Conversation.of(row)) == parts
 
 
 def test_keys_that_only_other_rows_have_are_not_shown_to_the_template(qwen, by_trl):
