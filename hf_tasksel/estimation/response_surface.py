@@ -57,20 +57,22 @@ class ResponseSurface:
         radii = np.linalg.norm(points - self.centre, axis=1)
         self.unit = float(np.sqrt(np.mean(radii**2))) or 1.0
         self.x = (points - self.centre) / self.unit
+        self.basis = spanned(self.x) if self.has_slopes else np.zeros((points.shape[1], 0))
         logs = np.log(losses)
         self.level = float(logs.mean())
-        parts = [logs - self.level]
-        if slopes is not None:
-            parts.append((slopes / losses[:, None] * self.unit).ravel())
-        observed = np.concatenate(parts)
-        self.length, self.noise = max(product(LENGTHS, NOISES), key=lambda pair: self._condition(observed, *pair))
-        self._condition(observed, self.length, self.noise)
+        steep = np.zeros_like(self.x) if slopes is None else slopes / losses[:, None] * self.unit
+        within = steep @ self.basis
+        observed = np.concatenate([logs - self.level, within.ravel()])
+        across = steep - within @ self.basis.T  # (m, n), zero along the basis
+        pairs = product(LENGTHS, NOISES)
+        self.length, self.noise = max(pairs, key=lambda pair: self._condition(observed, across, *pair))
+        self._condition(observed, across, self.length, self.noise)
 
     def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return losses and their standard deviations at (m, n) points, each (m,); nats per token."""
-        _, cross = self._place(points)
-        losses = np.exp(self.level + cross @ self.coefficients)
-        explained = np.einsum("ij,ji->i", cross, cho_solve(self.factor, cross.T))
+        place = self._place(points)
+        losses = self._loss(place)
+        explained = self._explained(place, np.ones_like(losses))
         return losses, losses * np.sqrt(self.variance * np.maximum(1 + CONSTANT - explained, 0))
 
     def difference(self, points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,28 +80,88 @@ class ResponseSurface:
 
         What the surface does not know of both cancels: two points that are the same differ by zero for certain.
         """
-        (x, cross), (y, other) = self._place(points), self._place(others)
-        a, b = (np.exp(self.level + c @ self.coefficients) for c in (cross, other))
-        between = CONSTANT + np.exp(-((x - y) ** 2).sum(1) / (2 * self.length**2))
+        first, second = self._place(points), self._place(others)
+        a, b = self._loss(first), self._loss(second)
+        between = CONSTANT + np.exp(-((first.x - second.x) ** 2).sum(1) / (2 * self.length**2))
         own = (a**2 + b**2) * (1 + CONSTANT) - 2 * a * b * between
-        rest = a[:, None] * cross - b[:, None] * other  # of the difference, linearised in the logarithms
-        explained = np.einsum("ij,ji->i", rest, cho_solve(self.factor, rest.T))
+        explained = self._explained(first, a, second, b)  # of the difference, linearised in the logarithms
         return a - b, np.sqrt(self.variance * np.maximum(own - explained, 0))
 
-    def _place(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _place(self, points: np.ndarray) -> Place:
         """Return points in the surface's units, and their covariances with what was observed."""
         x = (np.asarray(points, dtype=np.float64) - self.centre) / self.unit
-        return x, covariances(x, self.x, self.length, self.has_slopes)
+        kernel = squared_exponential(x, self.x, self.length)
+        cross = covariances(x, self.x, self.length, self.basis if self.has_slopes else None)
+        return Place(x, cross, kernel / self.length**2, x - x @ self.basis @ self.basis.T)
 
-    def _condition(self, observed: np.ndarray, length: float, noise: float) -> float:
-        """Condition the process on what was observed, and return the logarithm of its marginal likelihood."""
-        kernel = joint_covariances(self.x, length, self.has_slopes)
+    def _loss(self, place: Place) -> np.ndarray:
+        """Return the losses that the process expects."""
+        across = ((place.kernel @ self.across) * place.offset).sum(1)
+        found: np.ndarray = np.exp(self.level + place.cross @ self.coefficients + across)
+        return found
+
+    def _explained(
+        self, place: Place, a: np.ndarray, other: Place | None = None, b: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return how much of the prior variance of a·f(x), or a·f(x) − b·f(y), is known from what was observed."""
+        rest = a[:, None] * place.cross
+        kernels, offsets = [a[:, None] * place.kernel], [place.offset]
+        if other is not None and b is not None:
+            rest = rest - b[:, None] * other.cross
+            kernels, offsets = [*kernels, -b[:, None] * other.kernel], [*offsets, other.offset]
+        found: np.ndarray = np.einsum("ij,ji->i", rest, cho_solve(self.factor, rest.T))
+        for k, u in zip(kernels, offsets, strict=True) if self.has_slopes else ():
+            solved = cho_solve(self.across_factor, k.T)
+            for other_k, v in zip(kernels, offsets, strict=True):
+                found = found + np.einsum("ij,ji->i", other_k, solved) * (u * v).sum(1)
+        return found
+
+    def _condition(self, observed: np.ndarray, across: np.ndarray, length: float, noise: float) -> float:
+        """Condition the process on what was observed, and return the logarithm of its marginal likelihood.
+
+        All points lie in the span of the basis, where slopes across it say nothing of values and of one another: they
+        are processes of their own, so that thousands of tasks cost no more than a few.
+        """
+        kernel = joint_covariances(self.x, length, self.basis if self.has_slopes else None)
         kernel[np.diag_indices_from(kernel)] += noise**2
         self.factor = cho_factor(kernel, lower=True)
         self.coefficients = cho_solve(self.factor, observed)
-        count = len(observed)
-        self.variance = max(float(observed @ self.coefficients) / count, 1e-24)  # its most likely value
-        return -0.5 * count * float(np.log(self.variance)) - float(np.log(np.diag(self.factor[0])).sum())
+        count, squares = len(observed), float(observed @ self.coefficients)
+        volume = float(np.log(np.diag(self.factor[0])).sum())
+        self.across = np.zeros_like(across)
+        if self.has_slopes:
+            directions = across.shape[1] - self.basis.shape[1]
+            kernel = squared_exponential(self.x, self.x, length) / length**2
+            self.across_factor = cho_factor(kernel + noise**2 * np.eye(len(kernel)), lower=True)
+            self.across = cho_solve(self.across_factor, across)
+            count, squares = count + directions * len(across), squares + float((across * self.across).sum())
+            volume += directions * float(np.log(np.diag(self.across_factor[0])).sum())
+        self.variance = max(squares / count, 1e-24)  # its most likely value
+        return -0.5 * count * float(np.log(self.variance)) - volume
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where m points are: in the surface's units, and in its covariances.
+
+    Attributes:
+        x: (m, n) the points.
+        cross: covariances of values there with observed values, and with slopes along the basis.
+        kernel: (m, k) covariances with slopes across the basis, per unit of `offset`.
+        offset: (m, n) how far from the span of the basis the points are.
+    """
+
+    x: np.ndarray
+    cross: np.ndarray
+    kernel: np.ndarray
+    offset: np.ndarray
+
+
+def spanned(points: np.ndarray) -> np.ndarray:
+    """Return an orthonormal basis (n, r) of what points (m, n) span."""
+    _, sizes, directions = np.linalg.svd(points, full_matrices=False)
+    basis: np.ndarray = directions[sizes > 1e-9 * max(float(sizes[0]), 1e-300)].T
+    return basis
 
 
 def check(points: np.ndarray, losses: np.ndarray, slopes: np.ndarray | None) -> None:
@@ -113,25 +175,36 @@ def check(points: np.ndarray, losses: np.ndarray, slopes: np.ndarray | None) -> 
         raise DataError(f"a surface needs positive, finite losses; number {bad} is {losses[bad]}")
 
 
-def covariances(a: np.ndarray, b: np.ndarray, length: float, slopes: bool) -> np.ndarray:
-    """Return the prior covariances of values at a with values, and slopes, at b: (m, k) or (m, k · (1 + n))."""
+def squared_exponential(a: np.ndarray, b: np.ndarray, length: float) -> np.ndarray:
+    """Return exp(−‖a − b‖² ÷ 2 length²) for every pair, (m, k)."""
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    kernel = np.exp(-np.maximum(squares, 0) / (2 * length**2))
-    if not slopes:
+    found: np.ndarray = np.exp(-np.maximum(squares, 0) / (2 * length**2))
+    return found
+
+
+def covariances(a: np.ndarray, b: np.ndarray, length: float, basis: np.ndarray | None) -> np.ndarray:
+    """Return the prior covariances of values at a with values at b, and with slopes there along a basis (n, r).
+
+    Returns:
+        (m, k) or, with a basis, (m, k · (1 + r)).
+    """
+    kernel = squared_exponential(a, b, length)
+    if basis is None:
         return CONSTANT + kernel
-    along = kernel[:, :, None] * (a[:, None] - b) / length**2
+    along = kernel[:, :, None] * ((a @ basis)[:, None] - b @ basis) / length**2
     return np.hstack([CONSTANT + kernel, along.reshape(len(a), -1)])
 
 
-def joint_covariances(x: np.ndarray, length: float, slopes: bool) -> np.ndarray:
+def joint_covariances(x: np.ndarray, length: float, basis: np.ndarray | None) -> np.ndarray:
     """Return the prior covariances of all that is observed at x: values first, then slopes point by point."""
-    values = covariances(x, x, length, slopes)
-    if not slopes:
+    values = covariances(x, x, length, basis)
+    if basis is None:
         return values
-    m, n = x.shape
-    kernel, along = values[:, :m] - CONSTANT, (x[:, None] - x) / length
-    blocks = kernel[:, :, None, None] * (np.eye(n) - along[..., :, None] * along[..., None, :]) / length**2
-    second = blocks.transpose(0, 2, 1, 3).reshape(m * n, m * n)
+    z = x @ basis
+    m, r = z.shape
+    kernel, along = values[:, :m] - CONSTANT, (z[:, None] - z) / length
+    blocks = kernel[:, :, None, None] * (np.eye(r) - along[..., :, None] * along[..., None, :]) / length**2
+    second = blocks.transpose(0, 2, 1, 3).reshape(m * r, m * r)
     return np.block([[values[:, :m], values[:, m:]], [values[:, m:].T, second]])
 
 

@@ -8,6 +8,8 @@ import pytest
 from hf_tasksel.core.errors import DataError
 from hf_tasksel.estimation.response_surface import (
     CONSTANT,
+    LENGTHS,
+    NOISES,
     ResponseSurface,
     covariances,
     joint_covariances,
@@ -32,7 +34,7 @@ def draw(count, seed=0):
 @pytest.mark.parametrize("length", [0.7, 2.0])
 def test_covariances_with_slopes_are_derivatives_of_those_of_values(length):
     x, h = draw(3), 1e-5
-    joint = joint_covariances(x, length, slopes=True)
+    joint = joint_covariances(x, length, np.eye(TASKS))
 
     def k(a, b):
         return CONSTANT + np.exp(-np.sum((a - b) ** 2) / (2 * length**2))
@@ -48,7 +50,7 @@ def test_covariances_with_slopes_are_derivatives_of_those_of_values(length):
                     corners = [a * b * k(x[i] + a * steps[p], x[j] + b * steps[q]) for a in (1, -1) for b in (1, -1)]
                     slope_slope = sum(corners) / (4 * h**2)
                     assert joint[3 + i * TASKS + p, 3 + j * TASKS + q] == pytest.approx(slope_slope, abs=1e-3)
-    np.testing.assert_allclose(covariances(x, x, length, True), joint[:3])
+    np.testing.assert_allclose(covariances(x, x, length, np.eye(TASKS)), joint[:3])
     assert np.linalg.eigvalsh(joint).min() > -1e-9
 
 
@@ -73,6 +75,49 @@ def test_slopes_are_worth_many_points():
         np.abs(ResponseSurface(points, losses, given).predict(fresh)[0] - truth).mean() for given in (slopes, None)
     )
     assert with_slopes < 0.2 * without
+
+
+def test_more_tasks_than_points_are_conditioned_on_as_by_brute_force():
+    """Slopes across the span of the points are processes of their own: the whole covariance matrix says the same."""
+    rng = np.random.default_rng(0)
+    points, losses, slopes = rng.normal(size=(5, 9)), rng.uniform(1, 2, 5), rng.normal(size=(5, 9))
+    fresh, others = points[:3] + 0.5 * rng.normal(size=(3, 9)), rng.normal(size=(3, 9))
+    surface = ResponseSurface(points, losses, slopes)
+    assert surface.basis.shape == (9, 4)
+    every = np.eye(9)
+    joint = joint_covariances(surface.x, surface.length, every) + surface.noise**2 * np.eye(50)
+    logs = np.log(losses)
+    observed = np.concatenate([logs - logs.mean(), (slopes / losses[:, None] * surface.unit).ravel()])
+    solved = np.linalg.solve(joint, observed)
+    assert surface.variance == pytest.approx(observed @ solved / 50)
+    x, y = ((p - surface.centre) / surface.unit for p in (fresh, others))
+    cross, other = (covariances(p, surface.x, surface.length, every) for p in (x, y))
+    mean = np.exp(logs.mean() + cross @ solved)
+    explained = np.einsum("ij,ji->i", cross, np.linalg.solve(joint, cross.T))
+    std = mean * np.sqrt(surface.variance * (1 + CONSTANT - explained))
+    np.testing.assert_allclose(surface.predict(fresh), (mean, std), rtol=1e-6)
+    second = np.exp(logs.mean() + other @ solved)
+    rest = mean[:, None] * cross - second[:, None] * other
+    between = CONSTANT + np.exp(-((x - y) ** 2).sum(1) / (2 * surface.length**2))
+    own = (mean**2 + second**2) * (1 + CONSTANT) - 2 * mean * second * between
+    std = np.sqrt(surface.variance * (own - np.einsum("ij,ji->i", rest, np.linalg.solve(joint, rest.T))))
+    np.testing.assert_allclose(surface.difference(fresh, others), (mean - second, std), rtol=1e-5)
+
+
+def test_the_length_that_is_chosen_is_the_likeliest_of_all_observations():
+    rng = np.random.default_rng(1)
+    points, losses, slopes = rng.normal(size=(4, 7)), rng.uniform(1, 2, 4), rng.normal(size=(4, 7))
+    surface = ResponseSurface(points, losses, slopes)
+    logs = np.log(losses)
+    observed = np.concatenate([logs - logs.mean(), (slopes / losses[:, None] * surface.unit).ravel()])
+
+    def likelihood(length, noise):
+        joint = joint_covariances(surface.x, length, np.eye(7)) + noise**2 * np.eye(32)
+        variance = observed @ np.linalg.solve(joint, observed) / 32
+        return -16 * np.log(variance) - np.linalg.slogdet(joint)[1] / 2
+
+    pairs = [(length, noise) for length in LENGTHS for noise in NOISES]
+    assert max(pairs, key=lambda pair: likelihood(*pair)) == (surface.length, surface.noise)
 
 
 def test_order_and_units_do_not_change_what_is_predicted():
