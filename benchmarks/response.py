@@ -60,7 +60,7 @@ class Source:
     """Where displacements come from.
 
     Attributes:
-        cost: meta trainings on top of the one that there is.
+        cost: meta trainings on top of the one, and the gradient pass, that there are; evaluations come on top.
         centre: the expansion point.
         displacements: centred, for a coefficient of one.
         scale: what they are multiplied with, known without true runs.
@@ -139,8 +139,21 @@ def inner(a: Direction, b: Direction) -> float:
     return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
 
 
-def free(bench: Bench, checkpoint: str) -> Source:
-    """Mean gradients of the tasks at a checkpoint, as Adam's steps, around the finished meta adapter."""
+def free(bench: Bench, *checkpoints: str) -> Source:
+    """Mean gradients of the tasks, as Adam's steps, around the finished meta adapter; several are averaged."""
+    found: list[StackedDisplacements] = []
+    for name in checkpoints:
+        one = free_at(bench, name)
+        found.append(one.scaled(FREE_LENGTH / len(checkpoints) / bench.relative_length(one)))
+    parts = {name: torch.stack([one.parts[name] for one in found]).sum(0) for name in found[0].parts}
+    mean = StackedDisplacements(found[0].task_names, parts)
+    return Source(
+        f"free, {' and '.join(checkpoints)}", 0.0, bench.end, mean, FREE_LENGTH / bench.relative_length(mean)
+    )
+
+
+def free_at(bench: Bench, checkpoint: str) -> StackedDisplacements:
+    """Return what one step of Adam does for each task at a checkpoint."""
     run = bench.run
     folder = bench.meta / f"checkpoint-{checkpoint_steps(run.output_dir)[checkpoint]}"
     model = load_adapter(run.materials.base(), folder, is_trainable=True)
@@ -148,9 +161,7 @@ def free(bench: Bench, checkpoint: str) -> Source:
     sums = collect_task_gradients(
         collate, model, run.materials.tokenized["train"], run.output_dir / f"sums-{checkpoint}"
     )
-    found = free_displacements(sums.means(), load_second_moments(folder))
-    scale = FREE_LENGTH / bench.relative_length(found)
-    return Source(f"free, {checkpoint}", 0.25, bench.end, found, scale)
+    return free_displacements(sums.means(), load_second_moments(folder))
 
 
 def anchored(bench: Bench, name: str, part: float, own_centre: bool = False) -> Source:
@@ -226,7 +237,7 @@ def first_order(bench: Bench) -> dict[str, Any]:
         estimator = SubsetEstimator(budget=bench.budget)
         estimator.fit(run_stores(bench.run.output_dir, checkpoint), bench.run.config.target.task)
         found[checkpoint] = np.round(estimator.predict(bench.truth.subsets), DIGITS).tolist()
-    return {"name": "first-order", "cost": 0.3, "estimates": found}
+    return {"name": "first-order", "cost": 0.0, "estimates": found}
 
 
 def main() -> int:
@@ -237,13 +248,17 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="ask with these sources; what the file says of the others stays")
     options = parser.parse_args()
     run = make_run(options.study, options.output_dir)
-    pipeline.collect(run)
+    if options.only and "first-order" not in options.only:
+        pipeline.meta_train(run)
+    else:
+        pipeline.collect(run)
     bench = Bench(options.study, run)
     quarter = "anchored, a quarter of the steps"
     sources: dict[str, Callable[[], dict[str, Any]]] = {
         "first-order": lambda: first_order(bench),
         "free-half": lambda: ask(bench, free(bench, "half")),
         "free-end": lambda: ask(bench, free(bench, "end")),
+        "free-all": lambda: ask(bench, free(bench, "10%", "half", "end")),
         "short": lambda: ask(bench, anchored(bench, quarter, 0.25)),
         "short-own": lambda: ask(bench, anchored(bench, quarter, 0.25, own_centre=True)),
         "anchored": lambda: ask(bench, anchored(bench, "anchored", 1.0)),

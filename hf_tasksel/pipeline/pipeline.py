@@ -48,9 +48,9 @@ def collect(run: Run) -> None:
 
 
 def probe(run: Run) -> None:
-    """Short fine-tunes, and evaluations of the real model, where `estimator.budget_multiple` asks for them."""
-    if run.config.estimator.budget_multiple is None:
-        raise ConfigError("estimator.budget_multiple is not set: nothing is to be probed; set it to 3 or 10")
+    """Ask the real model at displaced adapters, within `estimator.budget_multiple`; leaves response.json."""
+    if not run.config.estimator.budget_multiple:
+        raise ConfigError("estimator.budget_multiple is not set: nothing is to be probed; set it to 1 or 10")
     bring_to(run, "probe")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from peft import get_peft_model
 from rich.console import Console
@@ -43,6 +44,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     encoded = tokenize_splits(splits, tokenizer, config.max_length, is_encoder_decoder)
     tokens = {name: sum(len(ids) for ids in rows["input_ids"]) for name, rows in encoded.items()}
     samples = {name: len(rows) for name, rows in encoded.items()}
+    task_rows = np.bincount(encoded["train"]["task"], minlength=len(splits.task_names))
     parameters = count_parameters(config, model_config)
     passes = len(set(map(str, config.gradients.checkpoints)))
     costs = pass_costs(config, parameters, tokens["train"] / max(1, samples["train"]), samples_per_step(meta))
@@ -70,9 +72,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         },
         "multiply_accumulates": macs,
         "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
-        "probes": ladder(
-            len(splits.task_names), final, samples["train"], samples["dev"], config.estimator.budget_multiple
-        ),
+        "probes": ladder(final, task_rows, samples["dev"], config.estimator.budget_multiple),
         "notes": splits.report.lines() + [note for note in [suggest_chat(splits, tokenizer)] if note],
     }
 
@@ -169,17 +169,13 @@ def stages_table(plan: dict[str, Any]) -> Table:
 
 
 def probes_table(plan: dict[str, Any]) -> Table:
-    """What probes would cost with each `estimator.budget_multiple`."""
-    table = Table(title="probes, with estimator.budget_multiple", title_justify="left")
-    for name in ("", "steps of a probe", "evaluations", "fine-tunes on all tasks"):
+    """What each `estimator.budget_multiple` pays for."""
+    table = Table(title="the real model is asked, with estimator.budget_multiple", title_justify="left")
+    for name in ("", "displaced by", "evaluations", "fine-tunes on all tasks"):
         table.add_column(name, justify="right" if name else "left")
     for row in plan["probes"]:
-        cells = (
-            [row["too_small"], "", ""]
-            if "too_small" in row
-            else [str(row["steps"]), str(row["points"]), f"{row['cost']:.1f}"]
-        )
-        table.add_row(f"{row['budget_multiple']:g}", *cells)
+        by = f"probes of {row['steps']} steps" if row["steps"] else row["displaced_by"]
+        table.add_row(f"{row['budget_multiple']:g}", by, str(row["points"] + 1), f"{row['cost']:.1f}")
     return table
 
 

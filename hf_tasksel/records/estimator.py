@@ -51,7 +51,7 @@ def fit_run_estimator(
     if checkpoint == BEST:
         checkpoint = best_checkpoint(output_dir, estimator, config)
     response = None
-    if options.budget_multiple is not None:
+    if options.budget_multiple:
         response = ResponseEstimate.load(output_dir / RESPONSE_FILE)
     return estimator.fit(run_stores(output_dir, checkpoint), config.target.task, response)
 

@@ -13,10 +13,25 @@ from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.core.files import read_json
 from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.response import ResponseEstimate
+from hf_tasksel.estimation.subsets import random_subsets
+from hf_tasksel.gradients.checkpoints import checkpoint_step
+from hf_tasksel.gradients.per_sample import canonical_names
+from hf_tasksel.gradients.preconditioning import EPSILON, load_second_moments
 from hf_tasksel.gradients.response.sources import move_to, read_factors
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.probe_plan import FEWEST_POINTS, MOST_POINTS, SHARE, ladder, plan_probes
+from hf_tasksel.pipeline.displacing import RELATIVE_LENGTH, adapter_of, fresh_adapter, gradient_step
+from hf_tasksel.pipeline.probe_plan import (
+    FEWEST_POINTS,
+    GRADIENTS,
+    LADDER,
+    MOST_POINTS,
+    PROBES,
+    ROWS_PER_TASK,
+    SHARE,
+    ladder,
+    plan_probes,
+)
 from hf_tasksel.pipeline.stages import probing
 from hf_tasksel.records.estimator import fit_run_estimator
 from hf_tasksel.training.evaluation import mean_loss
@@ -34,24 +49,72 @@ def arguments(max_steps=100, batch=10):
 
 
 def test_a_budget_is_spent_on_probes_and_evaluations():
-    plan = plan_probes(3, 10, arguments(), 1000, 20)
-    assert (plan.points, plan.is_whole) == (MOST_POINTS, False)
-    assert plan.steps == int((3 - 33 * 0.02) * 100 / 10)
-    assert plan.cost == pytest.approx(33 * 0.02 + 10 * plan.steps / 100)
-    assert plan.cost <= 3
-    rich = plan_probes(100, 10, arguments(), 1000, 20)
-    assert (rich.steps, rich.is_whole) == (100, True)
-    assert plan_probes(5, 10, arguments(), 1000, 300).points == FEWEST_POINTS
-    with pytest.raises(ConfigError, match="1 is too small for a probe of each of 100 tasks: it takes 5"):
-        plan_probes(1, 100, arguments(), 1000, 10)
+    rows = np.full(10, 100)
+    rich = plan_probes(100, arguments(), rows, 20)
+    assert (rich.displaced_by, rich.steps, rich.points) == (PROBES, 100, MOST_POINTS)
+    assert rich.cost == pytest.approx(10 + (MOST_POINTS + 1) * 0.02)
+    plan = plan_probes(3, arguments(), rows, 100)
+    assert (plan.displaced_by, plan.steps, plan.points) == (GRADIENTS, 0, 19)
+    assert plan.cost == pytest.approx(1 + 20 * 0.1)
+    assert plan_probes(3, arguments(), rows, 20).points == MOST_POINTS
+    assert plan_probes(11.6, arguments(), rows, 20).displaced_by == PROBES
+    assert plan_probes(10, arguments(), rows, 20).displaced_by == GRADIENTS
+
+
+def test_gradients_and_a_few_evaluations_are_the_least_there_is():
+    plan = plan_probes(1, arguments(), np.full(10, 100), 300)
+    assert (plan.displaced_by, plan.points) == (GRADIENTS, FEWEST_POINTS)
+    assert plan.cost == pytest.approx(1 + (FEWEST_POINTS + 1) * 0.3)
+    many = plan_probes(1, arguments(), np.full(10, 10_000), 1)
+    assert many.cost == pytest.approx(10 * ROWS_PER_TASK / 1000 + (many.points + 1) / 1000)
 
 
 def test_a_plan_shows_what_budgets_pay_for():
-    rows = ladder(10, arguments(), 1000, 20, own=5.0)
-    assert [row["budget_multiple"] for row in rows] == [1.0, 3.0, 5.0, 10.0]
-    assert rows[3]["cost"] <= 10
-    assert rows[1]["steps"] == plan_probes(3, 10, arguments(), 1000, 20).steps
-    assert "too small" in ladder(100, arguments(), 1000, 20, own=None)[0]["too_small"]
+    rows = ladder(arguments(), np.full(10, 100), 20, own=5.0)
+    assert [row["budget_multiple"] for row in rows] == [*LADDER[:2], 5.0, *LADDER[2:]]
+    assert rows[-1]["displaced_by"] == PROBES
+    assert rows[1]["cost"] <= 3
+
+
+def test_the_real_model_is_asked_where_gradients_lead(run_values):
+    run = probed(run_values, 1)
+    pipeline.probe(run)
+    estimate = ResponseEstimate.load(run.output_dir / "response.json")
+    names, tokenized = run.materials.splits.task_names, run.materials.tokenized
+    samples = np.bincount(tokenized["train"]["task"], minlength=len(names)).astype(float)
+    meta = run.output_dir / "meta"
+    step = gradient_step(run)
+    assert step == checkpoint_step("half", run.materials.meta_args.max_steps)
+    model = run.materials.measurable(meta / f"checkpoint-{step}", is_trainable=True)
+    moments = load_second_moments(meta / f"checkpoint-{step}")
+    steps = []
+    for k in range(len(names)):  # one task after another, one row after another
+        model.zero_grad()
+        rows = tokenized["train"].filter(lambda row, k=k: row["task"] == k)
+        tokens = sum(sum(label != -100 for label in row["labels"][1:]) for row in rows)
+        for row in rows:
+            count = sum(label != -100 for label in row["labels"][1:])
+            inputs = {name: torch.tensor([row[name]]) for name in ("input_ids", "labels")}
+            (model(**inputs).loss * count / tokens).backward()
+        grads = {canonical_names(model)[id(p)]: p.grad for p in model.parameters() if p.requires_grad}
+        steps.append({name: -g / (moments[name].sqrt() + EPSILON) for name, g in grads.items()})
+    p = samples / samples.sum()
+    centred = [{n: d[n] - sum(q * other[n] for q, other in zip(p, steps, strict=True)) for n in d} for d in steps]
+    model = run.materials.measurable(meta, is_trainable=True)
+    end, start = adapter_of(model), fresh_adapter(run)
+    moved = sum(float((end[n] - start[n]).square().sum()) for n in end) ** 0.5
+    weights = np.array([[n in s for n in names] for s in random_subsets(names, 6, seed=run.config.seed)])
+    s = coefficients(weights, samples, "steps")
+    lengths = [
+        sum(float(sum(c * d[n] for c, d in zip(row, centred, strict=True)).square().sum()) for n in end) for row in s
+    ]
+    scale = RELATIVE_LENGTH * moved / np.mean(lengths) ** 0.5
+    for point, loss in list(zip(estimate.points, estimate.losses, strict=True))[:3]:
+        move_to(
+            model, {n: e + scale * sum(c * d[n] for c, d in zip(point, centred, strict=True)) for n, e in end.items()}
+        )
+        assert loss == pytest.approx(mean_loss(model, run.materials.tokenizer, tokenized["dev"], 8), rel=1e-4)
+    assert estimate.points[0] == [0.0] * len(names)
 
 
 def test_the_real_model_is_asked_where_probes_lead(run_values):
@@ -69,7 +132,7 @@ def test_the_real_model_is_asked_where_probes_lead(run_values):
         move_to(model, moved)
         assert loss == pytest.approx(mean_loss(model, run.materials.tokenizer, rows["dev"], 8), rel=1e-4)
     assert estimate.points[0] == [0.0] * len(names)
-    assert "as long as a fine-tune" in estimate.source
+    assert estimate.source.startswith("probes of")
 
     selection = pipeline.select(run)
     estimator = fit_run_estimator(run.output_dir, run.config)
@@ -80,7 +143,7 @@ def test_the_real_model_is_asked_where_probes_lead(run_values):
 
 def test_epochs_have_the_direction_of_training_for_less(run_values):
     meta = {**run_values["meta"], "max_steps": -1, "num_train_epochs": 1}
-    run = probed(run_values, 12, meta=meta)
+    run = probed(run_values, 50, meta=meta)
     pipeline.probe(run)
     estimate = ResponseEstimate.load(run.output_dir / "response.json")
     names = run.materials.splits.task_names

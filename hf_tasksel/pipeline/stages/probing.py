@@ -1,59 +1,56 @@
 """Probes: where each task moves the adapter, and what the real model says of mixtures of these moves.
 
-Only where `estimator.budget_multiple` asks for it. Every probe is a short fine-tune on all tasks with more of one,
-from the start that all fine-tunes have; each leaves its adapter, so that an interrupted stage goes on with the next.
+`estimator.budget_multiple` says what it may cost. A probe is a fine-tune on all tasks with more of one, from the start
+that all fine-tunes have; each leaves its adapter, so that an interrupted stage goes on with the next. Where they cost
+too much, the tasks' gradients say where to move.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import DataCollatorForSeq2Seq
 
 from ...core.distributed import barrier, distributed_rank
 from ...core.progress import progress_bar
-from ...estimation.coefficients import LENGTH, coefficients
+from ...estimation.coefficients import coefficients
 from ...estimation.response import RESPONSE_FILE, ResponseEstimate
 from ...estimation.subsets import num_subsets, random_subsets
-from ...gradients.model import trainable_parameters
-from ...gradients.per_sample import canonical_names
-from ...gradients.response.displacements import Direction, StackedDisplacements
 from ...gradients.response.evaluation import ResponseEvaluator
-from ...gradients.response.sources import difference, move_to, probe_displacements, probe_rows, read_factors
+from ...gradients.response.sources import move_to, probe_rows
 from ...training.adapters import ADAPTER_FILE
 from ...training.fine_tuning import fine_tune
-from ...training.models import add_lora
 from ..context import Run
+from ..displacing import RELATIVE_LENGTH, by_gradients, by_probes, gradient_step, row_counts
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
-from ..probe_plan import SHARE, ProbePlan, plan_probes
+from ..probe_plan import GRADIENTS, PROBES, SHARE, ProbePlan, plan_probes
 
-PROBES, RESPONSE = "probes/", "response"
+RESPONSE = "response"
 
 
 def pieces(run: Run) -> list[Piece]:
-    """One probe a task, and the evaluations of the real model; nothing where the estimator asks for neither."""
+    """Probes, where the budget pays for them, and the evaluations of the real model; nothing without a budget."""
     plan = probe_plan(run)
     if plan is None:
         return []
-    common = {**fine_tune_settings(run), "share": SHARE, "steps": plan.steps}
-    found = []
-    for i in range(len(run.materials.splits.task_names)):
-        settings = {**common, "task": i}
-        found.append(Piece(f"{PROBES}{i:04d}", settings, run.output_dir / PROBES / f"{i:04d}" / ADAPTER_FILE))
-    settings = {
-        "probes": {piece.name: piece.key for piece in found},
+    settings: dict[str, Any] = {
         "meta": run.record.fingerprint("meta"),
         "data": {"dev": run.materials.data_hashes["dev"]},
         "budget": run.config.budget,
         "points": plan.points,
     }
+    found = []
+    if plan.displaced_by == GRADIENTS:
+        settings |= {"step": gradient_step(run), "length": RELATIVE_LENGTH}
+    else:
+        common = {**fine_tune_settings(run), "share": SHARE, "steps": plan.steps}
+        for i, folder in enumerate(probe_folders(run).values()):
+            found.append(Piece(f"{PROBES}/{i:04d}", {**common, "task": i}, folder / ADAPTER_FILE))
+        settings["probes"] = {piece.name: piece.key for piece in found}
     return [*found, Piece(RESPONSE, settings, run.output_dir / RESPONSE_FILE)]
 
 
@@ -82,11 +79,13 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
     """Ask the real model at random subsets' displacements; leaves the response estimate."""
     plan, materials = probe_plan(run), run.materials
     assert plan is not None
-    names, counts = materials.splits.task_names, row_counts(run)
-    samples = np.asarray(list(counts.values()), dtype=float)
-    probes = {n: read_factors(run.output_dir / PROBES / f"{i:04d}") for i, n in enumerate(names)}
+    names, samples = materials.splits.task_names, row_counts(run)
     model = materials.measurable(run.output_dir / "meta", is_trainable=True)
-    centre, directions = around(run, model, probes, torch.from_numpy(samples), plan.is_whole)
+    if plan.displaced_by == GRADIENTS:
+        run.say(f"gradients of {len(names)} tasks, and {plan.points + 1} evaluations of the real model")
+        centre, directions = by_gradients(run, model, run.output_dir / "probes" / "gradients")
+    else:
+        centre, directions = by_probes(run, probe_folders(run))
     move_to(model, centre)
     subsets = random_subsets(names, min(plan.points, num_subsets(names)), seed=run.config.seed)
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
@@ -96,7 +95,7 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
     assert found.slopes is not None
     estimate = ResponseEstimate(
         task_names=list(names),
-        task_samples=list(counts.values()),
+        task_samples=samples.astype(int).tolist(),
         budget=run.config.budget,
         source=plan.source,
         cost=round(plan.cost, 2),
@@ -115,33 +114,6 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
     return {"left_out_error": error.relative_error, "constant_error": error.constant_error, "cost": estimate.cost}
 
 
-def around(
-    run: Run, model: Any, probes: Mapping[str, Direction], samples: Tensor, is_whole: bool
-) -> tuple[Direction, StackedDisplacements]:
-    """Return the expansion point and all directions: around the probes' own mean, or the finished adapter.
-
-    Probes of fewer steps are as much too short as their mean is along the way from the start to the finished adapter.
-    """
-    names = canonical_names(model)
-    end = {names[id(p)]: p.detach().cpu().clone() for p in trainable_parameters(model)}
-    fresh = add_lora(run.materials.base(), run.config)
-    fresh_names = canonical_names(fresh)
-    start = {fresh_names[id(p)]: p.detach() for p in trainable_parameters(fresh)}
-    mean, directions = probe_displacements(probes, SHARE, samples)
-    moved, short = difference(end, start), difference(mean, start)
-    if not is_whole:
-        directions = directions.scaled(inner(moved, short) / inner(short, short))
-    centre = mean if is_whole else end
-    if run.config.budget == "epochs":
-        directions = directions.beside(LENGTH, difference(centre, start))
-    return centre, directions
-
-
-def inner(a: Direction, b: Direction) -> float:
-    """Return the inner product of two directions."""
-    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
-
-
 def dev_batches(run: Run) -> list[Any]:
     """Return the target's dev rows in batches."""
     collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
@@ -150,21 +122,18 @@ def dev_batches(run: Run) -> list[Any]:
     return [collate([rows[j] for j in range(i, min(i + size, len(rows)))]) for i in range(0, len(rows), size)]
 
 
-def row_counts(run: Run) -> dict[str, int]:
-    """Return the training rows of each task."""
-    names, tasks = run.materials.splits.task_names, run.materials.tokenized["train"]["task"]
-    return dict(zip(names, np.bincount(tasks, minlength=len(names)).tolist(), strict=False))
+def probe_folders(run: Run) -> dict[str, Path]:
+    """Return task -> the folder of its probe."""
+    names = run.materials.splits.task_names
+    return {name: run.output_dir / PROBES / f"{i:04d}" for i, name in enumerate(names)}
 
 
 def probe_plan(run: Run) -> ProbePlan | None:
     """Return what the run's budget pays for; None without a budget."""
     multiple = run.config.estimator.budget_multiple
-    if multiple is None:
+    if not multiple:
         return None
-    rows = run.materials.tokenized
-    return plan_probes(
-        multiple, len(run.materials.splits.task_names), run.materials.final_args, len(rows["train"]), len(rows["dev"])
-    )
+    return plan_probes(multiple, run.materials.final_args, row_counts(run), len(run.materials.tokenized["dev"]))
 
 
 STAGE = Stage(

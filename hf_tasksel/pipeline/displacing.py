@@ -1,0 +1,102 @@
+"""Where each task moves the adapter, and around which point: from probes that were trained, or from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DataCollatorForSeq2Seq
+
+from ..estimation.coefficients import LENGTH, coefficients
+from ..estimation.subsets import num_subsets, random_subsets
+from ..gradients.model import trainable_parameters
+from ..gradients.per_sample import canonical_names
+from ..gradients.preconditioning import load_second_moments
+from ..gradients.response.displacements import Direction, StackedDisplacements
+from ..gradients.response.gradient_sums import collect_task_gradients
+from ..gradients.response.sources import difference, free_displacements, probe_displacements, read_factors
+from ..records.stores import checkpoint_steps
+from ..training.models import add_lora
+from .context import Run
+from .probe_plan import ROWS_PER_TASK, SHARE
+from .training_steps import training_steps
+
+RELATIVE_LENGTH = 0.25  # of random subsets' displacements by gradients, to what training on all tasks moves
+LENGTH_SUBSETS = 60
+
+
+def by_probes(run: Run, folders: Mapping[str, Path]) -> tuple[Direction, StackedDisplacements]:
+    """Return the probes' mean, and displacements around it."""
+    probes = {name: read_factors(folder) for name, folder in folders.items()}
+    centre, found = probe_displacements(probes, SHARE, torch.from_numpy(row_counts(run)))
+    return centre, with_length(run, found, difference(centre, fresh_adapter(run)))
+
+
+def by_gradients(run: Run, model: Any, folder: Path) -> tuple[Direction, StackedDisplacements]:
+    """Return the finished adapter, and where Adam's steps along each task's mean gradient lead from it.
+
+    Gradients are those of the kept checkpoint nearest to the middle of meta training. How far they move a subset is
+    not known from them; `RELATIVE_LENGTH` was chosen on studies (docs/fidelity.md).
+    """
+    end = adapter_of(model)
+    moved = difference(end, fresh_adapter(run))
+    checkpoint = run.output_dir / "meta" / f"checkpoint-{gradient_step(run)}"
+    rows = run.materials.tokenized["train"]
+    sums = collect_task_gradients(
+        DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True),
+        run.materials.measurable(checkpoint, is_trainable=True),
+        rows.select(rows_per_task(np.asarray(rows["task"]))),
+        folder,
+    )
+    samples = row_counts(run)
+    found = free_displacements(sums.means(), load_second_moments(checkpoint)).centred(torch.from_numpy(samples))
+    names = run.materials.splits.task_names
+    subsets = random_subsets(names, min(LENGTH_SUBSETS, num_subsets(names)), seed=run.config.seed)
+    weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
+    s = coefficients(weights, samples, run.config.budget)[:, : len(names)]
+    scale = RELATIVE_LENGTH * length(moved) / found.typical_length(torch.from_numpy(s))
+    return end, with_length(run, found.scaled(scale), moved)
+
+
+def with_length(run: Run, found: StackedDisplacements, moved: Direction) -> StackedDisplacements:
+    """Put the direction of training for fewer steps beside the tasks' where epochs are fixed."""
+    return found.beside(LENGTH, moved) if run.config.budget == "epochs" else found
+
+
+def gradient_step(run: Run) -> int:
+    """Return the kept checkpoint whose gradients displace: the one nearest to the middle of meta training."""
+    steps = sorted(checkpoint_steps(run.output_dir).values())
+    middle = training_steps(run.materials.meta_args, len(run.materials.tokenized["train"])) / 2
+    return min(steps, key=lambda step: abs(step - middle))
+
+
+def rows_per_task(tasks: np.ndarray) -> np.ndarray:
+    """Return the numbers of at most `ROWS_PER_TASK` rows of each task, drawn from all of its rows."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(np.flatnonzero(tasks == task))[:ROWS_PER_TASK] for task in np.unique(tasks)]
+    return np.sort(np.concatenate(drawn))
+
+
+def row_counts(run: Run) -> np.ndarray:
+    """Return the training rows of each task, (n,)."""
+    names, tasks = run.materials.splits.task_names, run.materials.tokenized["train"]["task"]
+    return np.bincount(tasks, minlength=len(names)).astype(float)
+
+
+def adapter_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters of a model by their names."""
+    names = canonical_names(model)
+    return {names[id(p)]: p.detach().cpu().clone() for p in trainable_parameters(model)}
+
+
+def fresh_adapter(run: Run) -> dict[str, torch.Tensor]:
+    """Return the adapter that every fine-tune starts from."""
+    return adapter_of(add_lora(run.materials.base(), run.config))
+
+
+def length(direction: Direction) -> float:
+    """Return the Euclidean length of a direction."""
+    return sum(float(part.double().square().sum()) for part in direction.values()) ** 0.5
