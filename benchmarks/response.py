@@ -31,13 +31,13 @@ from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import LENGTH, coefficients
 from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.preconditioning import load_second_moments
-from hf_tasksel.gradients.response.displacements import Direction, StackedDisplacements
+from hf_tasksel.gradients.response.displacements import Direction, LoadedDisplacements, StackedDisplacements, inner
 from hf_tasksel.gradients.response.evaluation import ResponseEvaluator
 from hf_tasksel.gradients.response.gradient_sums import collect_task_gradients
 from hf_tasksel.gradients.response.merging import merged_model, read_adapter
 from hf_tasksel.gradients.response.sources import (
+    adam_step,
     difference,
-    free_displacements,
     move_to,
     probe_displacements,
     probes,
@@ -49,7 +49,7 @@ from hf_tasksel.records.stores import checkpoint_steps, run_stores
 from hf_tasksel.training.models import add_lora, load_adapter
 
 SCALES = (0.5, 1.0, 2.0)  # times what each source's own scale is; points take turns
-POINTS = 24  # that a surface may be fitted to
+POINTS = 24  # that a surface may be fitted to, but for --points
 FREE_LENGTH = 0.35  # of free displacements of random subsets, relative to what all tasks move
 SHARE = 0.3  # of its own task in what an anchored probe is trained on
 DIGITS = 6
@@ -76,7 +76,8 @@ class Source:
 class Bench:
     """One study: its run, its truth, and what every source needs."""
 
-    def __init__(self, name: str, run: Run) -> None:
+    def __init__(self, name: str, run: Run, points: int, asks_subsets: bool) -> None:
+        self.points, self.asks_subsets = points, asks_subsets
         self.run, self.truth = run, Truth.read(name)
         self.names = list(run.materials.splits.task_names)
         tasks = run.materials.tokenized["train"]
@@ -134,11 +135,6 @@ def factors_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def inner(a: Direction, b: Direction) -> float:
-    """Return the inner product of two directions."""
-    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
-
-
 def free(bench: Bench, *checkpoints: str) -> Source:
     """Mean gradients of the tasks, as Adam's steps, around the finished meta adapter; several are averaged."""
     found: list[StackedDisplacements] = []
@@ -161,7 +157,8 @@ def free_at(bench: Bench, checkpoint: str) -> StackedDisplacements:
     sums = collect_task_gradients(
         collate, model, run.materials.tokenized["train"], run.output_dir / f"sums-{checkpoint}"
     )
-    return free_displacements(sums.means(), load_second_moments(folder))
+    moments = load_second_moments(folder)
+    return LoadedDisplacements(sums.task_names, lambda k: adam_step(sums.mean(k), moments)).stacked()
 
 
 def anchored(bench: Bench, name: str, part: float, own_centre: bool = False) -> Source:
@@ -186,26 +183,28 @@ def with_length(source: Source, bench: Bench) -> StackedDisplacements:
 
 
 def ask(bench: Bench, source: Source) -> dict[str, Any]:
-    """Ask the real model at all tasks, at random subsets by three lengths, and at the study's subsets."""
+    """Ask the real model at all tasks, at random subsets by three lengths, and, if wanted, at the study's subsets."""
     model = load_adapter(bench.run.materials.base(), bench.meta, is_trainable=True)
     move_to(model, source.centre)
     evaluator = ResponseEvaluator(model, with_length(source, bench), bench.batches())
     known = {frozenset(subset) for subset in bench.truth.subsets}
-    fresh = [s for s in random_subsets(bench.names, 3 * POINTS, seed=7) if frozenset(s) not in known][:POINTS]
+    fresh = [s for s in random_subsets(bench.names, 3 * POINTS, seed=7) if frozenset(s) not in known][: bench.points]
     points = bench.coefficients(fresh)
     points[:, : len(bench.names)] *= np.resize(SCALES, len(points))[:, None]
     asked = evaluator.evaluate(np.vstack([np.zeros(points.shape[1]), points]), advance=progress(source.name))
     assert asked.slopes is not None
-    real = evaluator.evaluate(bench.coefficients(bench.truth.subsets), slopes=False, advance=progress("subsets"))
-    return {
+    found = {
         "name": source.name,
         "cost": round(source.cost, 3),
         "relative_length": round(source.scale * bench.relative_length(source.displacements), 3),
         "points": np.round(asked.points, DIGITS).tolist(),
         "losses": np.round(asked.losses, DIGITS).tolist(),
         "slopes": np.round(asked.slopes, DIGITS).tolist(),
-        "real": np.round(real.losses, DIGITS).tolist(),
     }
+    if bench.asks_subsets:
+        real = evaluator.evaluate(bench.coefficients(bench.truth.subsets), slopes=False, advance=progress("subsets"))
+        found["real"] = np.round(real.losses, DIGITS).tolist()
+    return found
 
 
 def progress(name: str) -> Callable[[int], None]:
@@ -246,13 +245,15 @@ def main() -> int:
     parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--output_dir", help="as of fidelity.py")
     parser.add_argument("--only", nargs="+", help="ask with these sources; what the file says of the others stays")
+    parser.add_argument("--points", type=int, default=POINTS, help="evaluations with slopes, for the surface")
+    parser.add_argument("--surface_only", action="store_true", help="leave the study's own subsets to the surface")
     options = parser.parse_args()
     run = make_run(options.study, options.output_dir)
     if options.only and "first-order" not in options.only:
         pipeline.meta_train(run)
     else:
         pipeline.collect(run)
-    bench = Bench(options.study, run)
+    bench = Bench(options.study, run, options.points, not options.surface_only)
     quarter = "anchored, a quarter of the steps"
     sources: dict[str, Callable[[], dict[str, Any]]] = {
         "first-order": lambda: first_order(bench),

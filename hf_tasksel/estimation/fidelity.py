@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from ..core.errors import DataError
 
 RESAMPLES = 1000
+UNPREDICTABLE = 0.1  # share of the variance that is between seeds
 LEVEL = 0.9
 FEWEST = 8  # subsets that a verdict needs
 
@@ -32,6 +33,8 @@ class Fidelity:
         attainable_spearman, attainable_pearson: what an estimator that is right about every mean over all seeds would
             reach here: its correlation with the mean of s seeds that correlate by r is √(s r ÷ (1 + (s − 1) r))
             (Spearman–Brown).
+        seed_share: share of the variance of single fine-tunes' losses that is between seeds of one subset; above a
+            tenth, where seeds spread a third as much as subsets, the fine-tunes themselves are hard to predict.
         intervals: 90 % bootstrap intervals over subsets, by the name of the figure.
         verdict: in words.
     """
@@ -50,6 +53,7 @@ class Fidelity:
     ceiling_error: float | None
     attainable_spearman: float | None
     attainable_pearson: float | None
+    seed_share: float | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     verdict: str = ""
 
@@ -113,7 +117,7 @@ def noise_ceiling(table: np.ndarray) -> dict[str, Any]:
     pairs = [agreement(table[:, i], table[:, j]) for i in range(seeds) for j in range(i)]
     if not pairs:
         names = [f"ceiling_{name}" for name in ("spearman", "pearson", "error")]
-        return dict.fromkeys([*names, "attainable_spearman", "attainable_pearson"])
+        return dict.fromkeys([*names, "attainable_spearman", "attainable_pearson", "seed_share"])
     mean = {name: float(np.mean([pair[name] for pair in pairs])) for name in pairs[0]}
     attainable = {
         f"attainable_{name}": float(np.sqrt(seeds * r / (1 + (seeds - 1) * r)))
@@ -121,7 +125,25 @@ def noise_ceiling(table: np.ndarray) -> dict[str, Any]:
         for r in [max(mean[name], 0.0)]
     }
     ceilings = {f"ceiling_{name}": mean[name] for name in ("spearman", "pearson")}
-    return {**ceilings, "ceiling_error": mean["relative_error"], **attainable}
+    return {**ceilings, "ceiling_error": mean["relative_error"], **attainable, "seed_share": seed_share(table)}
+
+
+def seed_share(table: np.ndarray) -> float:
+    """Return the share of `Fidelity` for losses (m, s) of two seeds or more."""
+    within = float(table.var(1, ddof=1).mean())
+    between = max(float(table.mean(1).var(ddof=1)) - within / table.shape[1], 0.0)
+    return within / (within + between) if within else 0.0
+
+
+def predictability(figures: Fidelity) -> str | None:
+    """Say that fine-tunes of the same subset differ too much for any estimate, and what to change; None if not."""
+    if figures.seed_share is None or figures.seed_share <= UNPREDICTABLE:
+        return None
+    return (
+        f"{figures.seed_share:.0%} of what single fine-tunes differ by is chance, the same subset with another seed: "
+        f"whatever estimates them, a rank correlation of {figures.attainable_spearman:.2f} is the best to be had. "
+        "Larger batches, a lower learning rate with warm-up, or more steps make them repeatable"
+    )
 
 
 def agreement(e: np.ndarray, t: np.ndarray) -> dict[str, float]:

@@ -15,9 +15,9 @@ from ..estimation.subsets import num_subsets, random_subsets
 from ..gradients.model import trainable_parameters
 from ..gradients.per_sample import canonical_names
 from ..gradients.preconditioning import load_second_moments
-from ..gradients.response.displacements import Direction, StackedDisplacements
+from ..gradients.response.displacements import Direction, Displacements, LoadedDisplacements, inner
 from ..gradients.response.gradient_sums import collect_task_gradients
-from ..gradients.response.sources import difference, free_displacements, probe_displacements, read_factors
+from ..gradients.response.sources import adam_step, difference, probe_displacements, read_factors
 from ..records.stores import checkpoint_steps
 from ..training.models import add_lora
 from .context import Run
@@ -25,17 +25,18 @@ from .probe_plan import ROWS_PER_TASK, SHARE
 from .training_steps import training_steps
 
 RELATIVE_LENGTH = 0.25  # of random subsets' displacements by gradients, to what training on all tasks moves
-LENGTH_SUBSETS = 60
+LENGTH_SUBSETS = 20
+IN_MEMORY = 1 << 32  # bytes of displacements; more are made again from the tasks' files whenever they are needed
 
 
-def by_probes(run: Run, folders: Mapping[str, Path]) -> tuple[Direction, StackedDisplacements]:
+def by_probes(run: Run, folders: Mapping[str, Path]) -> tuple[Direction, Displacements]:
     """Return the probes' mean, and displacements around it."""
     probes = {name: read_factors(folder) for name, folder in folders.items()}
     centre, found = probe_displacements(probes, SHARE, torch.from_numpy(row_counts(run)))
     return centre, with_length(run, found, difference(centre, fresh_adapter(run)))
 
 
-def by_gradients(run: Run, model: Any, folder: Path) -> tuple[Direction, StackedDisplacements]:
+def by_gradients(run: Run, model: Any, folder: Path) -> tuple[Direction, Displacements]:
     """Return the finished adapter, and where Adam's steps along each task's mean gradient lead from it.
 
     Gradients are those of the kept checkpoint nearest to the middle of meta training. How far they move a subset is
@@ -51,17 +52,19 @@ def by_gradients(run: Run, model: Any, folder: Path) -> tuple[Direction, Stacked
         rows.select(rows_per_task(np.asarray(rows["task"]))),
         folder,
     )
-    samples = row_counts(run)
-    found = free_displacements(sums.means(), load_second_moments(checkpoint)).centred(torch.from_numpy(samples))
+    moments, samples = load_second_moments(checkpoint), row_counts(run)
+    loaded = LoadedDisplacements(sums.task_names, lambda k: adam_step(sums.mean(k), moments))
+    size = len(samples) * sum(part.numel() * part.element_size() for part in end.values())
+    found = (loaded.stacked() if size <= IN_MEMORY else loaded).centred(torch.from_numpy(samples))
     names = run.materials.splits.task_names
     subsets = random_subsets(names, min(LENGTH_SUBSETS, num_subsets(names)), seed=run.config.seed)
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
     s = coefficients(weights, samples, run.config.budget)[:, : len(names)]
-    scale = RELATIVE_LENGTH * length(moved) / found.typical_length(torch.from_numpy(s))
+    scale = RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / found.typical_length(torch.from_numpy(s))
     return end, with_length(run, found.scaled(scale), moved)
 
 
-def with_length(run: Run, found: StackedDisplacements, moved: Direction) -> StackedDisplacements:
+def with_length(run: Run, found: Displacements, moved: Direction) -> Displacements:
     """Put the direction of training for fewer steps beside the tasks' where epochs are fixed."""
     return found.beside(LENGTH, moved) if run.config.budget == "epochs" else found
 
@@ -95,8 +98,3 @@ def adapter_of(model: Any) -> dict[str, torch.Tensor]:
 def fresh_adapter(run: Run) -> dict[str, torch.Tensor]:
     """Return the adapter that every fine-tune starts from."""
     return adapter_of(add_lora(run.materials.base(), run.config))
-
-
-def length(direction: Direction) -> float:
-    """Return the Euclidean length of a direction."""
-    return sum(float(part.double().square().sum()) for part in direction.values()) ** 0.5

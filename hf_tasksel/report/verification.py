@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..estimation.comparison import Verification
-from ..estimation.fidelity import Fidelity
+from ..estimation.fidelity import Fidelity, predictability
 from ..records.files import VERIFICATION_FILE
 
 COLUMNS = ("", "first order", "calibrated", "constant", "other seed", "attainable")
@@ -28,6 +28,8 @@ def print_verification(result: Verification, output_dir: Path, as_json: bool) ->
     console.print(
         f"calibrated with {sum(map(len, result.true_losses))} true fine-tunes: {after.verdict}", highlight=False
     )
+    if advice := predictability(raw):
+        console.print(advice, highlight=False)
     console.print(
         f"written to {output_dir / VERIFICATION_FILE}, estimates.parquet, plots/fidelity.png and report.html; "
         "`estimate` is calibrated from now on",

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from hf_tasksel.core.errors import DataError
-from hf_tasksel.estimation.fidelity import measure_fidelity
+from hf_tasksel.estimation.fidelity import measure_fidelity, predictability
 
 TRUE = np.asarray([1.0, 1.2, 0.9, 1.5, 1.1, 1.4, 0.8, 1.3])
 
@@ -57,6 +57,20 @@ def test_ceilings_are_about_pairs_of_seeds_and_about_their_mean():
     assert found.spearman == pytest.approx(found.attainable_spearman, abs=0.01)
     assert found.ceiling_pearson == pytest.approx(1 / 1.49, abs=0.02)
     assert found.coverage == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize(("noise", "said"), [(0.1, False), (1.0, True)])
+def test_fine_tunes_that_chance_decides_are_called_unpredictable(noise, said):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(10, 1, size=(4000, 1))
+    figures = measure_fidelity(truth[:, 0], truth + noise * rng.normal(size=(4000, 2)))
+    assert figures.seed_share == pytest.approx(noise**2 / (1 + noise**2), rel=0.1)
+    advice = predictability(figures)
+    assert bool(advice) == said
+    if advice:
+        assert f"a rank correlation of {figures.attainable_spearman:.2f} is the best" in advice
+    assert predictability(measure_fidelity(truth[:9, 0], truth[:9])) is None
+    assert measure_fidelity(truth[:9, 0], np.hstack([truth[:9], truth[:9]])).seed_share == 0.0
 
 
 def test_a_few_subsets_allow_no_verdict():

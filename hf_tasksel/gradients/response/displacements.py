@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +35,18 @@ class Displacements(Protocol):
 
     def slopes(self, gradient: Direction) -> Tensor:
         """Return the inner products gᵀd_k with a gradient of all parameters, (n,), in float64."""
+
+    def scaled(self, factor: float) -> Displacements:
+        """Return all displacements times a number."""
+
+    def centred(self, shares: Tensor | None = None) -> Displacements:
+        """Subtract the mean over tasks, weighted by `shares` (n,); every task the same if None."""
+
+    def beside(self, name: str, direction: Direction) -> Displacements:
+        """Add one more direction, under a name of its own, behind those of the tasks."""
+
+    def typical_length(self, coefficients: Tensor) -> float:
+        """Return the root mean square length of Σ_k s_k d_k over coefficients (m, n)."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +92,11 @@ class StackedDisplacements:
         return result
 
     def scaled(self, factor: float) -> StackedDisplacements:
-        """Return all displacements times a number."""
+        """See `Displacements`."""
         return StackedDisplacements(self.task_names, {n: factor * part for n, part in self.parts.items()})
 
     def centred(self, shares: Tensor | None = None) -> StackedDisplacements:
-        """Subtract the mean over tasks, weighted by `shares` (n,); every task the same if None."""
+        """See `Displacements`."""
         weights = torch.ones(len(self.task_names), dtype=torch.float64) if shares is None else shares
         weights = weights / weights.sum()
         return StackedDisplacements(
@@ -99,12 +111,12 @@ class StackedDisplacements:
         )
 
     def beside(self, name: str, direction: Direction) -> StackedDisplacements:
-        """Add one more direction, under a name of its own, behind those of the tasks."""
+        """See `Displacements`."""
         parts = {n: torch.cat([part, direction[n][None].to(part)]) for n, part in self.parts.items()}
         return StackedDisplacements((*self.task_names, name), parts)
 
     def typical_length(self, coefficients: Tensor) -> float:
-        """Return the root mean square length of Σ_k s_k d_k over coefficients (m, n)."""
+        """See `Displacements`."""
         s = coefficients.double()
         return float(torch.einsum("mi,ij,mj->m", s, self.gram(), s).mean().sqrt())
 
@@ -126,3 +138,59 @@ class StackedDisplacements:
             names = file.metadata() or {}
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         return cls(tuple(names[str(i)] for i in range(len(names))), parts)
+
+
+@dataclass(frozen=True)
+class LoadedDisplacements:
+    """Displacements that are made again, one task at a time, whenever they are asked for: memory holds two of them.
+
+    Attributes:
+        task_names: the n tasks.
+        load: returns the displacement of the task with a number.
+    """
+
+    task_names: tuple[str, ...]
+    load: Callable[[int], Direction]
+
+    def stacked(self) -> StackedDisplacements:
+        """Return all of them in memory."""
+        return StackedDisplacements.from_tasks({name: self.load(k) for k, name in enumerate(self.task_names)})
+
+    def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """See `Displacements`."""
+        found: dict[str, Tensor] = {}
+        for k, coefficient in enumerate(coefficients.tolist()):
+            if coefficient or not found:
+                part = self.load(k)
+                found = {n: d * coefficient + found.get(n, 0.0) for n, d in part.items()}
+        return found
+
+    def slopes(self, gradient: Direction) -> Tensor:
+        """See `Displacements`."""
+        rows = (self.load(k) for k in range(len(self.task_names)))
+        return torch.tensor([inner(row, gradient) for row in rows], dtype=torch.float64)
+
+    def scaled(self, factor: float) -> LoadedDisplacements:
+        """See `Displacements`."""
+        return LoadedDisplacements(self.task_names, lambda k: {n: factor * d for n, d in self.load(k).items()})
+
+    def centred(self, shares: Tensor | None = None) -> LoadedDisplacements:
+        """See `Displacements`."""
+        weights = torch.ones(len(self.task_names), dtype=torch.float64) if shares is None else shares
+        mean = self.combine(weights / weights.sum())
+        return LoadedDisplacements(self.task_names, lambda k: {n: d - mean[n] for n, d in self.load(k).items()})
+
+    def beside(self, name: str, direction: Direction) -> LoadedDisplacements:
+        """See `Displacements`."""
+        last = len(self.task_names)
+        return LoadedDisplacements((*self.task_names, name), lambda k: direction if k == last else self.load(k))
+
+    def typical_length(self, coefficients: Tensor) -> float:
+        """See `Displacements`."""
+        moved = (self.combine(row) for row in coefficients)
+        return float(torch.tensor([inner(d, d) for d in moved]).mean().sqrt())
+
+
+def inner(a: Direction, b: Direction) -> float:
+    """Return the inner product of two directions, summed in float64."""
+    return sum(float((part.double() * b[name].to(part.device).double()).sum()) for name, part in a.items())

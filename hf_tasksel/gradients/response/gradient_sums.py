@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...core.distributed import barrier, distributed_rank
@@ -34,32 +34,28 @@ from ..model import (
 )
 from ..per_sample import canonical_names
 from ..samples import SampleTable, plan_batches
-from .displacements import Direction, StackedDisplacements
 
 
 @dataclass(frozen=True)
 class TaskGradients:
-    """Sums of loss gradients over the training samples of each task.
+    """Sums of loss gradients over the training samples of each task, on disk.
 
     Attributes:
-        sums: Σ_i T_i g_i of each task, T_i a sample's answer tokens and g_i the gradient of its mean loss per token:
-            the gradient of the sum of its token losses, which is what Trainers average.
+        task_names: the n tasks.
+        paths: for each, the file of Σ_i T_i g_i, T_i a sample's answer tokens and g_i the gradient of its mean loss
+            per token: the gradient of the sum of its token losses, which is what Trainers average.
         samples: (n,) samples of each task.
         tokens: (n,) their answer tokens.
     """
 
-    sums: StackedDisplacements
+    task_names: tuple[str, ...]
+    paths: tuple[Path, ...]
     samples: np.ndarray
     tokens: np.ndarray
 
-    def means(self) -> StackedDisplacements:
-        """Return each task's mean gradient per answer token."""
-        inverse = torch.from_numpy(1 / self.tokens)
-        parts = {
-            name: part * inverse.to(part).reshape(-1, *[1] * (part.dim() - 1))
-            for name, part in self.sums.parts.items()
-        }
-        return StackedDisplacements(self.sums.task_names, parts)
+    def mean(self, task: int) -> dict[str, Tensor]:
+        """Return one task's mean gradient per answer token."""
+        return {name: part / float(self.tokens[task]) for name, part in load_file(self.paths[task]).items()}
 
 
 def collect_task_gradients(
@@ -146,8 +142,7 @@ def is_of(path: Path, made_of: str, task: str) -> bool:
     """Say whether a file holds the sums of a task, of this model and these rows."""
     if not path.is_file():
         return False
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    metadata = metadata_of(path)
     return metadata.get("made_of") == made_of and metadata.get("task") == task
 
 
@@ -160,12 +155,12 @@ def read_task_gradients(folder: str | Path) -> TaskGradients:
     paths = sorted(Path(folder).glob("[0-9]*.safetensors"))
     if not paths:
         raise ModelError(f"there are no task gradients at {folder}: collect them first")
-    tasks: dict[str, Direction] = {}
-    counts = []
-    for path in paths:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tasks[metadata["task"]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        counts.append([int(metadata["samples"]), int(metadata["tokens"])])
-    samples, tokens = np.asarray(counts, dtype=np.float64).T
-    return TaskGradients(StackedDisplacements.from_tasks(tasks), samples, tokens)
+    found = [metadata_of(path) for path in paths]
+    samples, tokens = np.asarray([[int(m["samples"]), int(m["tokens"])] for m in found], dtype=np.float64).T
+    return TaskGradients(tuple(m["task"] for m in found), tuple(paths), samples, tokens)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return what a file says of itself."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})

@@ -22,27 +22,25 @@ from .displacements import Direction, StackedDisplacements
 from .merging import WEIGHTS_FILE
 
 
-def free_displacements(
-    means: StackedDisplacements, second_moments: Mapping[str, Tensor] | None = None
-) -> StackedDisplacements:
-    """Return −ḡ_k ÷ (√v + ε): what one step of Adam with a learning rate of one does for each task's mean gradient.
+def adam_step(gradient: Direction, second_moments: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return −g ÷ (√v + ε): what one step of Adam with a learning rate of one does for a gradient that stays the same.
 
     Args:
-        means: mean gradients of each task; see `TaskGradients.means`.
+        gradient: a task's mean gradient; see `TaskGradients.mean`.
         second_moments: Adam's v, as kept with a meta checkpoint; plain gradient descent if None.
 
     Raises:
         ModelError: when a parameter has no second moments of its shape.
     """
-    parts = {}
-    for name, part in means.parts.items():
+    found = {}
+    for name, part in gradient.items():
         if second_moments is None:
-            parts[name] = -part
+            found[name] = -part
             continue
-        if name not in second_moments or second_moments[name].shape != part.shape[1:]:
-            raise ModelError(f"the second moments do not fit: {name!r} has none of shape {tuple(part.shape[1:])}")
-        parts[name] = -part / (second_moments[name].to(part).sqrt() + EPSILON)
-    return StackedDisplacements(means.task_names, parts)
+        if name not in second_moments or second_moments[name].shape != part.shape:
+            raise ModelError(f"the second moments do not fit: {name!r} has none of shape {tuple(part.shape)}")
+        found[name] = -part / (second_moments[name].to(part).sqrt() + EPSILON)
+    return found
 
 
 def read_factors(folder: str | Path, adapter_name: str = "default") -> dict[str, Tensor]:

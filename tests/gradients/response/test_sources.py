@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from hf_tasksel.core.errors import DataError, ModelError
-from hf_tasksel.gradients.response.displacements import StackedDisplacements
+from hf_tasksel.gradients.response.displacements import LoadedDisplacements, StackedDisplacements
 from hf_tasksel.gradients.response.merging import WEIGHTS_FILE
 from hf_tasksel.gradients.response.sources import (
-    free_displacements,
+    adam_step,
     least_squares,
     mixed,
     move_to,
@@ -28,13 +28,28 @@ def directions(seed: int, tasks: int = 3) -> StackedDisplacements:
     return StackedDisplacements(tuple(f"t{i}" for i in range(tasks)), parts)
 
 
-def test_free_displacements_are_steps_of_adam():
-    means, v = directions(0), {"a": torch.rand(2, 3).double(), "b": torch.rand(4).double()}
-    found = free_displacements(means, v)
-    torch.testing.assert_close(found.parts["a"][1], -means.parts["a"][1] / (v["a"].sqrt() + 1e-8))
-    torch.testing.assert_close(free_displacements(means).parts["b"], -means.parts["b"])
+def test_adams_step_along_a_gradient():
+    mean = {name: part[1] for name, part in directions(0).parts.items()}
+    v = {"a": torch.rand(2, 3).double(), "b": torch.rand(4).double()}
+    torch.testing.assert_close(adam_step(mean, v)["a"], -mean["a"] / (v["a"].sqrt() + 1e-8))
+    torch.testing.assert_close(adam_step(mean)["b"], -mean["b"])
     with pytest.raises(ModelError, match="'a' has none of shape"):
-        free_displacements(means, {"b": v["b"]})
+        adam_step(mean, {"b": v["b"]})
+
+
+def test_displacements_that_are_loaded_are_those_in_memory():
+    d, s = directions(0), torch.randn(5, 3, dtype=torch.float64)
+    gradient = {name: part[0] for name, part in directions(1).parts.items()}
+    loaded = LoadedDisplacements(d.task_names, lambda k: {name: part[k] for name, part in d.parts.items()})
+    shares = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    for mine, other in ((loaded, d), (loaded.centred(shares).scaled(2.0), d.centred(shares).scaled(2.0))):
+        assert mine.typical_length(s) == pytest.approx(other.typical_length(s))
+        mine, other, point = mine.beside("more", gradient), other.beside("more", gradient), torch.randn(4).double()
+        assert mine.task_names == other.task_names
+        torch.testing.assert_close(mine.combine(point), other.combine(point))
+        torch.testing.assert_close(mine.combine(0 * point), other.combine(0 * point))
+        torch.testing.assert_close(mine.slopes(gradient), other.slopes(gradient))
+        torch.testing.assert_close(mine.stacked().parts, other.parts)
 
 
 def test_centred_displacements_have_a_weighted_mean_of_zero():
