@@ -41,9 +41,9 @@ def print_estimates(result: dict[str, Any]) -> None:
         table.add_row(estimated(row["estimated_loss"]), number(row["std"]), escape(", ".join(row["tasks"])))
     console = Console()
     console.print(table)
-    first_order = "first-order, for ranking subsets: `hf-tasksel verify` says how far to trust them"
-    known = calibrated_with(result["true_runs"]) if result["true_runs"] else first_order
-    console.print(f"Estimates are {known}.", highlight=False)
+    as_they_are = "not calibrated, for ranking subsets: `hf-tasksel verify` says how far to trust them"
+    known = calibrated_with(result["true_runs"]) if result["true_runs"] else as_they_are
+    console.print(f"Estimates are {known}. Their source: {result['source']}.", highlight=False)
     if any(row["estimated_loss"] < 0 for row in result["estimates"]):
         console.print(f"{BELOW}: {NO_LOSS}", highlight=False)
 
@@ -65,6 +65,7 @@ def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
         "target": estimator.target_,
         "unit": "nats per token",
         "true_runs": true_runs,
+        "source": estimator.source,
         "expanded_at": [store.path.name for store in estimator.stores_],
         "estimates": [
             {"tasks": s, "estimated_loss": round(float(x), 6), "std": round(float(std), 6) if std == std else None}

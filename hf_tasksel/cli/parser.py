@@ -11,7 +11,7 @@ STAGES = {
     "run": "every stage that is not done yet: meta training, gradients, selection, fine-tuning",
     "meta-train": "multitask LoRA training of the base on all tasks",
     "collect": "the gradient pass at each kept meta checkpoint (after meta training)",
-    "probe": "short fine-tunes with more of each task, paid by estimator.budget_multiple (after the gradient pass)",
+    "probe": "what the real model says where gradients or probes move it (after the gradient pass)",
     "select": "estimate subsets and choose one (after the gradient pass)",
     "fine-tune": "fine-tune the base on the selection and measure it (after selecting)",
     "export": "the selected tasks and settings as files for TRL's own command line, trl sft (after selecting)",

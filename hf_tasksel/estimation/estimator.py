@@ -133,6 +133,14 @@ class SubsetEstimator(BaseEstimator):
         known = self.calibration_ is not None or self.response_ is not None
         return known or bool((self.expansions_[0][1].target.bincount() > 1).all())
 
+    @property
+    def source(self) -> str:
+        """Where uncalibrated estimates come from, in words."""
+        if self.response_ is not None:
+            return f"the real model, displaced by {self.response_.source}"
+        names = [self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
+        return f"first-order, by the surrogate {' and '.join(names)}"
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "calibration_")
 

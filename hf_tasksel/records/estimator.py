@@ -35,6 +35,8 @@ def fit_run_estimator(
         checkpoint: a kept meta checkpoint, `average`, or `best`: the one that predicts the run's true fine-tunes best.
         surrogate, regularization: see `SubsetEstimator`.
 
+    A response estimate that the run's budget paid for is used unless something else is asked for here.
+
     Raises:
         ConfigError: for a checkpoint that was not kept, and for `best` without true fine-tunes.
         StoreError: when a store is missing or unfinished.
@@ -47,12 +49,11 @@ def fit_run_estimator(
         config.relative_steps,
         options.device,
     )
+    path, is_plain = output_dir / RESPONSE_FILE, (checkpoint, surrogate, regularization) == (None, None, None)
+    response = ResponseEstimate.load(path) if options.budget_multiple and path.is_file() and is_plain else None
     checkpoint = checkpoint or config.checkpoint
     if checkpoint == BEST:
         checkpoint = best_checkpoint(output_dir, estimator, config)
-    response = None
-    if options.budget_multiple:
-        response = ResponseEstimate.load(output_dir / RESPONSE_FILE)
     return estimator.fit(run_stores(output_dir, checkpoint), config.target.task, response)
 
 

@@ -186,7 +186,7 @@ def introduction(info: CardInfo) -> str:
     calibrated = f", calibrated with {selection.true_runs} true fine-tunes" if selection.true_runs else ""
     return (
         f"A LoRA adapter for {text(public_name(info.base_model))}, trained on {count} that were chosen with "
-        f"hf\\_tasksel for a low loss on **{text(selection.target)}**, by first-order estimates (arXiv 2409.19458)"
+        f"hf\\_tasksel for a low loss on **{text(selection.target)}**, by estimates of fine-tunes (arXiv 2409.19458)"
         f"{calibrated}."
     )
 
@@ -211,7 +211,7 @@ def trust_section(info: CardInfo) -> list[str]:
     found = [info.verification["first_order"], info.verification["after_calibration"]]
     raw = found[0]
     rows = [
-        ["first order", *(number(raw[key], form) for key, form in FIDELITY.items())],
+        ["as estimated", *(number(raw[key], form) for key, form in FIDELITY.items())],
         ["calibrated", *(number(found[1][key], form) for key, form in FIDELITY.items())],
         ["constant predictor", "0", number(raw["constant_error"], ".1%")],
         ["one seed for another", number(raw["ceiling_spearman"], ".2f"), number(raw["ceiling_error"], ".1%")],

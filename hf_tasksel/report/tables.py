@@ -111,8 +111,10 @@ def closing_lines(
         lines += [forced] if (forced := taken_against_estimate(selection)) else []
         if has_impossible_estimate(rows):
             lines.append(f"{BELOW}: {NO_LOSS}.")
-        first_order = "first-order: `hf-tasksel verify` says how far to trust them, and calibrates them"
-        lines.append(f"Estimates are {calibrated_with(selection.true_runs) if selection.true_runs else first_order}.")
+        as_they_are = "not calibrated: `hf-tasksel verify` says how far to trust them, and calibrates them"
+        lines.append(f"Estimates are {calibrated_with(selection.true_runs) if selection.true_runs else as_they_are}.")
+        if source := selection.estimator.get("source"):
+            lines.append(f"Their source: {source}.")
     stages = current.record.values["stages"]
     lines.append(
         "seconds, of each stage when it ran: "

@@ -13,7 +13,7 @@ from ..estimation.comparison import Verification
 from ..estimation.fidelity import Fidelity, predictability
 from ..records.files import VERIFICATION_FILE
 
-COLUMNS = ("", "first order", "calibrated", "constant", "other seed", "attainable")
+COLUMNS = ("", "as estimated", "calibrated", "constant", "other seed", "attainable")
 
 
 def print_verification(result: Verification, output_dir: Path, as_json: bool) -> None:
@@ -24,7 +24,7 @@ def print_verification(result: Verification, output_dir: Path, as_json: bool) ->
     console = Console()
     console.print(fidelity_table(result))
     raw, after = result.first_order, result.after_calibration
-    console.print(f"first-order estimates: {raw.verdict}", highlight=False)
+    console.print(f"as estimated: {raw.verdict}", highlight=False)
     console.print(
         f"calibrated with {sum(map(len, result.true_losses))} true fine-tunes: {after.verdict}", highlight=False
     )
@@ -52,7 +52,7 @@ def fidelity_table(result: Verification) -> Table:
 
 
 def fidelity_rows(raw: Fidelity, after: Fidelity) -> list[list[str]]:
-    """Return the figures of first-order and calibrated estimates in rows of `COLUMNS`; unknown ones are empty."""
+    """Return the figures of uncalibrated and calibrated estimates in rows of `COLUMNS`; unknown ones are empty."""
     errors = [percent(x) for x in (raw.relative_error, after.relative_error, raw.constant_error, raw.ceiling_error)]
     return [
         ["Spearman", interval(raw, "spearman"), interval(after, "spearman"), "0", *ceilings(raw, "spearman")],

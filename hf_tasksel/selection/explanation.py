@@ -62,7 +62,7 @@ def explain(
         path=with_gains(steps),
         scores=scores,
         cost_per_token=objective.cost_per_token,
-        estimator=objective.estimator.get_params(),
+        estimator={**objective.estimator.get_params(), "source": objective.estimator.source},
         true_runs=objective.estimator.num_true_runs_,
     )
 

@@ -134,5 +134,5 @@ def optimize_mixture(
         estimate_best_subset=subset.estimate,
         best_subset=subset.selected,
         path=path,
-        estimator=estimator.get_params(),
+        estimator={**estimator.get_params(), "source": estimator.source},
     )

@@ -186,7 +186,7 @@ def test_the_command_prints_a_table_and_a_verdict(verified, capsys):
         "Spearman",
         "constant",
         "other seed",
-        "first-order estimates: ",
+        "as estimated: ",
         "calibrated with 8 true fine-tunes",
     ):
         assert words in out

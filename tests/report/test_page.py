@@ -237,7 +237,7 @@ def test_the_best_estimates_come_first(run_folder):
     rows = pq.read_table(run_folder / ESTIMATES_FILE).to_pylist()
     expected = sorted({tuple(row["tasks"]): row["estimated_loss"] for row in rows}.items(), key=lambda item: item[1])
     header, *shown = page_of(run_folder).table("The ")
-    assert header == ["tasks", "number", "first-order estimate"]
+    assert header == ["tasks", "number", "estimate"]
     assert [row[2] for row in shown] == [f"{loss:.4f}" for _, loss in expected]
     assert {row[0] for row in shown} == {", ".join(tasks) for tasks, _ in expected}
 

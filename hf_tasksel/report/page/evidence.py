@@ -23,7 +23,7 @@ def trust_section(files: RunFiles) -> Section | Missing:
     if selection.true_runs:
         words = [f"The estimates are calibrated with {selection.true_runs} true fine-tunes."]
     else:
-        words = ["The estimates are first-order and not calibrated.", TRUST_NOTE.partition("What was measured")[0]]
+        words = ["The estimates are not calibrated.", TRUST_NOTE.partition("What was measured")[0]]
     off = [
         f"{row.estimated_loss:.4f} was estimated for {row.model}, {row.dev_loss:.4f} measured"
         for row in files.rows

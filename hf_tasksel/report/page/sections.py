@@ -15,7 +15,7 @@ from ..plots import plot_effects, plot_path
 from .blocks import Listing, Missing, Section, Table, drawn, listed, stored
 
 BEST = 20  # estimated subsets that are listed
-ESTIMATE_COLUMNS = ("tasks", "number", "first-order estimate", "calibrated", "± std", "true loss")
+ESTIMATE_COLUMNS = ("tasks", "number", "estimate", "calibrated", "± std", "true loss")
 MANY_TASKS = 40  # beyond, the list of dropped tasks is folded
 
 
@@ -123,7 +123,7 @@ def estimates_section(files: RunFiles) -> Section | Missing:
     for row in sorted(files.estimates, key=lambda row: row["true_losses"] is None):
         found.setdefault(tuple(row["tasks"]), row)
     best = sorted(found.values(), key=lambda row: row[key])[:BEST]
-    kind = "calibrated" if calibrated else "first-order"
+    kind = "calibrated" if calibrated else "uncalibrated"
     caption = f"The {len(best)} lowest of {len(found)} subsets, dev loss in nats per token"
     table = without_empty_columns(Table(caption, ESTIMATE_COLUMNS, [estimate_row(row) for row in best]))
     note = (
