@@ -24,7 +24,7 @@ class EstimatorConfig:
     surrogate: str | list[str] = "default"
     regularization: float | None = None
     checkpoint: Any = None
-    budget_multiple: float | None = 1.0
+    budget_multiple: float | None = None
     budget: str | None = None
     device: str = "cpu"
 

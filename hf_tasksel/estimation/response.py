@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class ResponseEstimate:
         points: (m, n) coefficients, with epochs fixed (m, n + 1); see `coefficients`.
         losses: (m,) the target's dev losses there, nats per token.
         slopes: (m, …) their derivatives along every displacement.
+        lengths: how long displacements may be, times what they are: estimates are averaged over them, and their
+            deviations hold what they differ by. One length where it is known.
 
     Raises:
         DataError: when the parts do not fit each other.
@@ -43,6 +46,7 @@ class ResponseEstimate:
     points: list[list[float]]
     losses: list[float]
     slopes: list[list[float]]
+    lengths: list[float] = field(default_factory=lambda: [1.0])
 
     def __post_init__(self) -> None:
         width = len(direction_names(self.task_names, self.budget))
@@ -59,14 +63,17 @@ class ResponseEstimate:
 
     def predict(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return losses and standard deviations of the surface for (m, n) task weights, each (m,), nats per token."""
-        return self.surface.predict(self._coefficients(weights))
+        return over_lengths([self.surface.predict(points) for points in self._points(weights)])
 
     def difference(self, weights: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return losses minus those of others, and standard deviations, each (m,); see `ResponseSurface`."""
-        return self.surface.difference(self._coefficients(weights), self._coefficients(others))
+        pairs = zip(self._points(weights), self._points(others), strict=True)
+        return over_lengths([self.surface.difference(*pair) for pair in pairs])
 
-    def _coefficients(self, weights: np.ndarray) -> np.ndarray:
-        return coefficients(weights, np.asarray(self.task_samples, dtype=float), self.budget)
+    def _points(self, weights: np.ndarray) -> list[np.ndarray]:
+        """Return the coefficients of subsets, those of the tasks stretched to each length."""
+        samples = np.asarray(self.task_samples, dtype=float)
+        return [stretched(coefficients(weights, samples, self.budget), len(samples), by) for by in self.lengths]
 
     def left_out_error(self) -> SurfaceError:
         """Predict points from others: how far the surface is from the real model, not that from the truth."""
@@ -90,3 +97,15 @@ class ResponseEstimate:
             return cls(**values)
         except TypeError as error:
             raise DataError(f"{path} is no response estimate: {error}") from error
+
+
+def stretched(points: np.ndarray, tasks: int, by: float | np.ndarray) -> np.ndarray:
+    """Return coefficients (m, …) with those of the tasks multiplied by a number, or by one a point (m, 1)."""
+    return np.hstack([points[:, :tasks] * by, points[:, tasks:]])
+
+
+def over_lengths(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of what is predicted for each length, and deviations with what lengths differ by."""
+    means, stds = (np.stack(part) for part in zip(*found, strict=True))
+    mean: np.ndarray = means.mean(0)
+    return mean, np.sqrt((stds**2).mean(0) + means.var(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from estimation.synthetic import random_store
 from hf_tasksel.core.errors import DataError
 from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.estimator import SubsetEstimator, random_halves
-from hf_tasksel.estimation.response import ResponseEstimate
+from hf_tasksel.estimation.response import ResponseEstimate, stretched
 from hf_tasksel.selection.greedy import forward_selection
 
 TASKS = ["t0", "t1", "t2", "t3"]
@@ -59,6 +61,22 @@ def test_the_estimator_reads_losses_from_it(store):
     estimator.calibrate([["t0"], ["t1"], ["t2"], ["t3"]], [1.0, 2.0, 1.8, 3.0])
     assert estimator.predict([["t3"]]) > estimator.predict([["t0"]])
     assert SubsetEstimator().fit(store, "goal").response_ is None
+
+
+@pytest.mark.parametrize("budget", ["steps", "epochs"])
+def test_estimates_are_averaged_over_lengths_that_displacements_may_have(budget):
+    weights, others = np.array([[1, 0, 1, 0], [0, 0, 0, 1.0]]), np.array([[0, 1, 1, 0], [1, 1, 1, 0.0]])
+    several = dataclasses.replace(response(budget), lengths=[0.5, 2.0])
+    points = [coefficients(w, np.asarray(SAMPLES, dtype=float), budget) for w in (weights, others)]
+    one, other = ([stretched(p, 4, by) for p in points] for by in (0.5, 2.0))
+    np.testing.assert_array_equal(one[0][:, 4:], points[0][:, 4:])
+    surface = several.surface
+    means, stds = np.asarray([surface.predict(one[0]), surface.predict(other[0])]).swapaxes(0, 1)
+    expected = means.mean(0), np.sqrt((stds**2).mean(0) + means.var(0))
+    np.testing.assert_allclose(several.predict(weights), expected)
+    gap, std = several.difference(weights, others)
+    np.testing.assert_allclose(gap, several.predict(weights)[0] - several.predict(others)[0])
+    assert (std > surface.difference(points[0], points[1])[1]).all()
 
 
 def test_it_comes_back_from_disk(tmp_path):
