@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from transformers import DataCollatorForSeq2Seq
 from hf_tasksel import SubsetEstimator, fine_tune
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
-from hf_tasksel.estimation.coefficients import LENGTH, coefficients
+from hf_tasksel.estimation.coefficients import coefficients
+from hf_tasksel.estimation.response import stretched
 from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.response.displacements import Direction, LoadedDisplacements, StackedDisplacements, inner
@@ -45,6 +46,7 @@ from hf_tasksel.gradients.response.sources import (
 )
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.displacing import beside_the_way
 from hf_tasksel.records.stores import checkpoint_steps, run_stores
 from hf_tasksel.training.models import add_lora, load_adapter
 
@@ -87,11 +89,12 @@ class Bench:
         self.meta = run.output_dir / "meta"
         self.start = factors_of(add_lora(run.materials.base(), run.config))
         self.end = read_factors(self.meta)
+        self.finished = load_adapter(run.materials.base(), self.meta, is_trainable=True)
 
-    def coefficients(self, subsets: list[list[str]]) -> np.ndarray:
+    def coefficients(self, subsets: list[list[str]], nodes: Sequence[float] = (1.0,)) -> np.ndarray:
         """Return the coefficients of subsets."""
         weights = np.asarray([[name in subset for name in self.names] for subset in subsets], dtype=float)
-        return coefficients(weights, self.samples, self.budget)
+        return coefficients(weights, self.samples, self.budget, nodes)
 
     def relative_length(self, displacements: StackedDisplacements) -> float:
         """Return how far random subsets are displaced, relative to what all tasks move: the root mean square."""
@@ -174,35 +177,32 @@ def anchored(bench: Bench, name: str, part: float, own_centre: bool = False) -> 
     return Source(name, part * len(read), where, found, scale)
 
 
-def with_length(source: Source, bench: Bench) -> StackedDisplacements:
-    """Centre and scale displacements; where epochs are fixed, add the direction of training for fewer steps."""
-    centred = source.displacements.centred(torch.from_numpy(bench.samples)).scaled(source.scale)
-    if bench.budget == "steps":
-        return centred
-    return centred.beside(LENGTH, difference(bench.end, bench.start))
-
-
 def ask(bench: Bench, source: Source) -> dict[str, Any]:
     """Ask the real model at all tasks, at random subsets by three lengths, and, if wanted, at the study's subsets."""
     model = load_adapter(bench.run.materials.base(), bench.meta, is_trainable=True)
     move_to(model, source.centre)
-    evaluator = ResponseEvaluator(model, with_length(source, bench), bench.batches())
+    displacements = source.displacements.centred(torch.from_numpy(bench.samples)).scaled(source.scale)
+    displacements, nodes = beside_the_way(bench.run, bench.finished, displacements)
+    evaluator = ResponseEvaluator(model, displacements, bench.batches())
     known = {frozenset(subset) for subset in bench.truth.subsets}
     fresh = [s for s in random_subsets(bench.names, 3 * POINTS, seed=7) if frozenset(s) not in known][: bench.points]
-    points = bench.coefficients(fresh)
-    points[:, : len(bench.names)] *= np.resize(SCALES, len(points))[:, None]
+    points = bench.coefficients(fresh, nodes)
+    points = stretched(points, len(bench.names), np.resize(SCALES, len(points))[:, None])
     asked = evaluator.evaluate(np.vstack([np.zeros(points.shape[1]), points]), advance=progress(source.name))
     assert asked.slopes is not None
     found = {
         "name": source.name,
         "cost": round(source.cost, 3),
+        "nodes": nodes,
         "relative_length": round(source.scale * bench.relative_length(source.displacements), 3),
         "points": np.round(asked.points, DIGITS).tolist(),
         "losses": np.round(asked.losses, DIGITS).tolist(),
         "slopes": np.round(asked.slopes, DIGITS).tolist(),
     }
     if bench.asks_subsets:
-        real = evaluator.evaluate(bench.coefficients(bench.truth.subsets), slopes=False, advance=progress("subsets"))
+        real = evaluator.evaluate(
+            bench.coefficients(bench.truth.subsets, nodes), slopes=False, advance=progress("subsets")
+        )
         found["real"] = np.round(real.losses, DIGITS).tolist()
     return found
 

@@ -24,6 +24,7 @@ from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.fidelity import Fidelity
+from hf_tasksel.estimation.response import stretched
 from hf_tasksel.estimation.response_surface import ResponseSurface
 
 LENGTHS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # times a source's own
@@ -57,7 +58,7 @@ class Score:
         return {
             "cost": round(self.cost, 2),
             "spearman": round(every.spearman, 3),
-            "of_attainable": round(every.spearman / every.attainable_spearman, 3),
+            "of_attainable": round(every.spearman / (every.attainable_spearman or 1.0), 3),
             "spearman_halves": [round(self.choosing.spearman, 3), round(self.reporting.spearman, 3)],
             "relative_error": round(every.relative_error, 4),
             "of_constant": round(every.relative_error / every.constant_error, 3),
@@ -73,7 +74,7 @@ class Study:
         self.measured = json.loads((RESULTS / f"response_{name}.json").read_text())
         names, samples = self.measured["task_names"], np.asarray(self.measured["task_samples"], dtype=float)
         weights = np.asarray([[n in subset for n in names] for subset in self.truth.subsets], dtype=float)
-        self.tasks, self.wanted = len(names), coefficients(weights, samples, self.measured["budget"])
+        self.tasks, self.samples, self.weights = len(names), samples, weights
 
     def estimates(self) -> Iterator[tuple[Way, float, np.ndarray]]:
         """Return every way's cost, and what it says of the study's subsets."""
@@ -88,14 +89,14 @@ class Study:
     def surfaces(self, name: str, source: dict[str, Any]) -> Iterator[tuple[Way, float, np.ndarray]]:
         """Fit surfaces to the first evaluations of a source, and stretch the subsets' displacements."""
         points, losses, slopes = (np.asarray(source[part]) for part in ("points", "losses", "slopes"))
+        wanted = coefficients(self.weights, self.samples, self.measured["budget"], source.get("nodes", [1.0]))
         for count in (count for count in COUNTS if count < len(points)):
             kept = slice(0, count + 1)
             surface = ResponseSurface(points[kept], losses[kept], slopes[kept])
             cost = source["cost"] + (count + 1) * self.measured["evaluation_cost"]
             for length in LENGTHS:
-                stretched = self.wanted.copy()
-                stretched[:, : self.tasks] *= length
-                yield Way(name, length=length, count=count), cost, surface.predict(stretched)[0]
+                estimates = surface.predict(stretched(wanted, self.tasks, length))[0]
+                yield Way(name, length=length, count=count), cost, estimates
 
     def scores(self) -> dict[Way, Score]:
         """Compare every way with the truth."""

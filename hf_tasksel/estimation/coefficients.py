@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..core.errors import ConfigError, DataError
 from .surrogate import BUDGETS
 
-LENGTH = "(length)"
-"""Name of the direction θ_end − θ_0 beside the tasks', where subsets train for fewer steps than all tasks."""
 
-
-def direction_names(task_names: list[str], budget: str) -> list[str]:
+def direction_names(task_names: Sequence[str], budget: str, nodes: Sequence[float] = (1.0,)) -> list[str]:
     """Return the names of the directions that coefficients are of."""
-    return [*task_names, LENGTH] if budget == "epochs" else list(task_names)
+    parts = [f"(training up to {node:.2f})" for node in nodes] if budget == "epochs" else []
+    return [*task_names, *parts]
 
 
-def coefficients(weights: np.ndarray, samples: np.ndarray, budget: str) -> np.ndarray:
+def coefficients(weights: np.ndarray, samples: np.ndarray, budget: str, nodes: Sequence[float] = (1.0,)) -> np.ndarray:
     """Return s(S) for displacements d_k that are centred, Σ_k p_k d_k = 0, p_k a task's share of all samples.
 
     With steps fixed a subset's fine-tune moves by Σ_k (q_k − p_k) d_k away from that of all tasks, q_k being a task's
     share of the subset's samples. With epochs fixed it takes only τ of the steps, τ the subset's share of all samples:
-    θ_0 + τ (θ_end − θ_0 + Σ_k q_k d_k), which has the direction θ_end − θ_0 with coefficient τ − 1 beside the tasks'.
+    it ends at θ(τ) + τ Σ_k (q_k − p_k) d_k, θ(τ) the way that training on all tasks went. Of that way the adapters are
+    known at nodes 0 < c_1 < … < c_m = 1, and straight lines lie between: the directions beside the tasks' are
+    θ(c_j) − θ(c_{j−1}), and their coefficients are how much of each line is still to come, from 0 to −1.
 
     Args:
         weights: (m, n) what each subset has of each task, 0 to 1.
         samples: (n,) samples of each task.
         budget: what fine-tunes hold fixed, `steps` or `epochs`.
+        nodes: after which shares of training, by learning rate, adapters are known.
 
     Returns:
-        (m, n), with epochs fixed (m, n + 1); all tasks are at zero.
+        (m, n), with epochs fixed (m, n + number of nodes); all tasks are at zero.
 
     Raises:
         DataError: for an empty subset.
@@ -46,4 +49,6 @@ def coefficients(weights: np.ndarray, samples: np.ndarray, budget: str) -> np.nd
     if budget == "steps":
         return shares
     part = totals / samples.sum()
-    return np.hstack([part * shares, part - 1])
+    ends = np.asarray(nodes, dtype=np.float64)
+    begins = np.concatenate([[0.0], ends[:-1]])
+    return np.hstack([part * shares, np.clip((part - begins) / (ends - begins), 0, 1) - 1])

@@ -28,11 +28,12 @@ class ResponseEstimate:
         budget: what the estimated fine-tunes hold fixed, `steps` or `epochs`.
         source: where displacements come from.
         cost: what it took on top of the meta training, in meta trainings.
-        points: (m, n) coefficients, with epochs fixed (m, n + 1); see `coefficients`.
+        points: (m, n) coefficients, with epochs fixed also of the nodes; see `coefficients`.
         losses: (m,) the target's dev losses there, nats per token.
         slopes: (m, …) their derivatives along every displacement.
         lengths: how long displacements may be, times what they are: estimates are averaged over them, and their
             deviations hold what they differ by. One length where it is known.
+        nodes: of the way that training on all tasks went, with epochs fixed.
 
     Raises:
         DataError: when the parts do not fit each other.
@@ -47,9 +48,10 @@ class ResponseEstimate:
     losses: list[float]
     slopes: list[list[float]]
     lengths: list[float] = field(default_factory=lambda: [1.0])
+    nodes: list[float] = field(default_factory=lambda: [1.0])
 
     def __post_init__(self) -> None:
-        width = len(direction_names(self.task_names, self.budget))
+        width = len(direction_names(self.task_names, self.budget, self.nodes))
         if np.shape(self.points) != (len(self.losses), width) or len(self.task_samples) != len(self.task_names):
             raise DataError(
                 f"a response estimate of {len(self.task_names)} tasks has points of shape {np.shape(self.points)} for "
@@ -73,7 +75,8 @@ class ResponseEstimate:
     def _points(self, weights: np.ndarray) -> list[np.ndarray]:
         """Return the coefficients of subsets, those of the tasks stretched to each length."""
         samples = np.asarray(self.task_samples, dtype=float)
-        return [stretched(coefficients(weights, samples, self.budget), len(samples), by) for by in self.lengths]
+        points = coefficients(weights, samples, self.budget, self.nodes)
+        return [stretched(points, len(samples), by) for by in self.lengths]
 
     def left_out_error(self) -> SurfaceError:
         """Predict points from others: how far the surface is from the real model, not that from the truth."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from transformers import DataCollatorForSeq2Seq
 
-from ..estimation.coefficients import LENGTH, coefficients
+from ..estimation.coefficients import coefficients, direction_names
 from ..estimation.subsets import num_subsets, random_subsets
 from ..gradients.model import trainable_parameters
 from ..gradients.per_sample import canonical_names
@@ -22,7 +23,7 @@ from ..records.stores import checkpoint_steps
 from ..training.models import add_lora
 from .context import Run
 from .probe_plan import ROWS_PER_TASK, SHARE
-from .training_steps import training_steps
+from .training_steps import trained_shares, training_steps
 
 RELATIVE_LENGTH = 0.25  # of random subsets' displacements by gradients, to what training on all tasks moves
 LENGTH_SUBSETS = 20
@@ -32,8 +33,7 @@ IN_MEMORY = 1 << 32  # bytes of displacements; more are made again from the task
 def by_probes(run: Run, folders: Mapping[str, Path]) -> tuple[Direction, Displacements]:
     """Return the probes' mean, and displacements around it."""
     probes = {name: read_factors(folder) for name, folder in folders.items()}
-    centre, found = probe_displacements(probes, SHARE, torch.from_numpy(row_counts(run)))
-    return centre, with_length(run, found, difference(centre, fresh_adapter(run)))
+    return probe_displacements(probes, SHARE, torch.from_numpy(row_counts(run)))
 
 
 def by_gradients(run: Run, model: Any, folder: Path) -> tuple[Direction, Displacements]:
@@ -61,18 +61,31 @@ def by_gradients(run: Run, model: Any, folder: Path) -> tuple[Direction, Displac
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
     s = coefficients(weights, samples, run.config.budget)[:, : len(names)]
     scale = RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / found.typical_length(torch.from_numpy(s))
-    return end, with_length(run, found.scaled(scale), moved)
+    return end, found.scaled(scale)
 
 
-def with_length(run: Run, found: Displacements, moved: Direction) -> Displacements:
-    """Put the direction of training for fewer steps beside the tasks' where epochs are fixed."""
-    return found.beside(LENGTH, moved) if run.config.budget == "epochs" else found
+def beside_the_way(run: Run, model: Any, found: Displacements) -> tuple[Displacements, list[float]]:
+    """Put the lines of the way that meta training went beside the tasks' displacements, and return its nodes.
+
+    Only where epochs are fixed, and smaller subsets train for less; see `coefficients`.
+    """
+    if run.config.budget == "steps":
+        return found, [1.0]
+    args, steps = run.materials.meta_args, training_steps(run.materials.meta_args, num_rows(run))
+    marks = [step for step in sorted({*checkpoint_steps(run.output_dir).values()}) if step < steps]
+    folders = [run.output_dir / "meta" / f"checkpoint-{step}" for step in marks]
+    adapters = [fresh_adapter(run), *map(read_factors, folders), adapter_of(model)]
+    nodes = [*trained_shares(args, steps, marks), 1.0]
+    names = direction_names([], run.config.budget, nodes)
+    for name, (before, after) in zip(names, pairwise(adapters), strict=True):
+        found = found.beside(name, difference(after, before))
+    return found, nodes
 
 
 def gradient_step(run: Run) -> int:
     """Return the kept checkpoint whose gradients displace: the one nearest to the middle of meta training."""
     steps = sorted(checkpoint_steps(run.output_dir).values())
-    middle = training_steps(run.materials.meta_args, len(run.materials.tokenized["train"])) / 2
+    middle = training_steps(run.materials.meta_args, num_rows(run)) / 2
     return min(steps, key=lambda step: abs(step - middle))
 
 
@@ -81,6 +94,11 @@ def rows_per_task(tasks: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     drawn = [rng.permutation(np.flatnonzero(tasks == task))[:ROWS_PER_TASK] for task in np.unique(tasks)]
     return np.sort(np.concatenate(drawn))
+
+
+def num_rows(run: Run) -> int:
+    """Return the training rows of all tasks."""
+    return len(run.materials.tokenized["train"])
 
 
 def row_counts(run: Run) -> np.ndarray:

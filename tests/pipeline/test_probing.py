@@ -17,10 +17,11 @@ from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.checkpoints import checkpoint_step
 from hf_tasksel.gradients.per_sample import canonical_names
 from hf_tasksel.gradients.preconditioning import EPSILON, load_second_moments
+from hf_tasksel.gradients.response.displacements import StackedDisplacements
 from hf_tasksel.gradients.response.sources import move_to, read_factors
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.displacing import RELATIVE_LENGTH, adapter_of, fresh_adapter, gradient_step
+from hf_tasksel.pipeline.displacing import RELATIVE_LENGTH, adapter_of, beside_the_way, fresh_adapter, gradient_step
 from hf_tasksel.pipeline.probe_plan import (
     FEWEST_POINTS,
     GRADIENTS,
@@ -34,6 +35,7 @@ from hf_tasksel.pipeline.probe_plan import (
 )
 from hf_tasksel.pipeline.stages import probing
 from hf_tasksel.records.estimator import fit_run_estimator
+from hf_tasksel.records.stores import checkpoint_steps
 from hf_tasksel.training.evaluation import mean_loss
 
 
@@ -141,17 +143,27 @@ def test_the_real_model_is_asked_where_probes_lead(run_values):
     assert selection.estimate > 0
 
 
-def test_epochs_have_the_direction_of_training_for_less(run_values):
+def test_epochs_are_fewer_along_the_way_that_meta_training_went(run_values):
     meta = {**run_values["meta"], "max_steps": -1, "num_train_epochs": 1}
-    run = probed(run_values, 50, meta=meta)
+    run = probed(run_values, 1, meta=meta)
     pipeline.probe(run)
     estimate = ResponseEstimate.load(run.output_dir / "response.json")
-    names = run.materials.splits.task_names
-    assert np.shape(estimate.points)[1] == len(names) + 1
-    one = np.eye(len(names))[:1]
-    tasks = np.bincount(run.materials.tokenized["train"]["task"], minlength=len(names)).astype(float)
-    assert coefficients(one, tasks, "epochs")[0, -1] == pytest.approx(tasks[0] / tasks.sum() - 1)
-    assert estimate.predict(one)[0] > 0
+    names, folder = run.materials.splits.task_names, run.output_dir / "meta"
+    steps = sorted(set(checkpoint_steps(run.output_dir).values()))
+    assert len(estimate.nodes) == len(steps) + 1
+    assert np.shape(estimate.points)[1] == len(names) + len(estimate.nodes)
+    assert estimate.predict(np.eye(len(names))[:1])[0] > 0
+
+    model = run.materials.measurable(folder, is_trainable=True)
+    nothing = StackedDisplacements.from_tasks({"t": {n: torch.zeros_like(p) for n, p in adapter_of(model).items()}})
+    way, nodes = beside_the_way(run, model, nothing)
+    for step, share in zip(steps, nodes, strict=False):
+        samples = np.array([share, 1 - share])  # a task that trains up to this node
+        s = coefficients(np.array([[1.0, 0.0]]), samples, "epochs", nodes)[0]
+        moved = way.combine(torch.tensor([0.0, *s[2:]]))
+        wanted = read_factors(folder / f"checkpoint-{step}")
+        for name, end in adapter_of(model).items():
+            torch.testing.assert_close(end + moved[name], wanted[name], rtol=1e-4, atol=1e-6)
 
 
 def test_an_interrupted_stage_goes_on_with_the_next_probe(run_values, monkeypatch):

@@ -24,7 +24,7 @@ from ...gradients.response.sources import move_to, probe_rows
 from ...training.adapters import ADAPTER_FILE
 from ...training.fine_tuning import fine_tune
 from ..context import Run
-from ..displacing import RELATIVE_LENGTH, by_gradients, by_probes, gradient_step, row_counts
+from ..displacing import RELATIVE_LENGTH, beside_the_way, by_gradients, by_probes, gradient_step, row_counts
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
 from ..probe_plan import GRADIENTS, PROBES, SHARE, ProbePlan, plan_probes
@@ -86,10 +86,11 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
         centre, directions = by_gradients(run, model, run.output_dir / "probes" / "gradients")
     else:
         centre, directions = by_probes(run, probe_folders(run))
+    directions, nodes = beside_the_way(run, model, directions)
     move_to(model, centre)
     subsets = random_subsets(names, min(plan.points, num_subsets(names)), seed=run.config.seed)
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
-    points = coefficients(np.vstack([np.ones(len(names)), weights]), samples, run.config.budget)
+    points = coefficients(np.vstack([np.ones(len(names)), weights]), samples, run.config.budget, nodes)
     with progress_bar(-(-len(points) // distributed_rank()[1]), "evaluations of the real model") as advance:
         found = ResponseEvaluator(model, directions, dev_batches(run)).evaluate(points, advance=advance)
     assert found.slopes is not None
@@ -102,6 +103,7 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
         points=points.tolist(),
         losses=found.losses.tolist(),
         slopes=found.slopes.tolist(),
+        nodes=nodes,
     )
     error = estimate.left_out_error()
     run.say(
