@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from hf_tasksel import SubsetEstimator, fine_tune
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import coefficients
-from hf_tasksel.estimation.response import stretched
 from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.response.displacements import Direction, LoadedDisplacements, StackedDisplacements, inner
@@ -46,7 +45,7 @@ from hf_tasksel.gradients.response.sources import (
 )
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.displacing import beside_the_way
+from hf_tasksel.pipeline.displacing import way_of_training
 from hf_tasksel.records.stores import checkpoint_steps, run_stores
 from hf_tasksel.training.models import add_lora, load_adapter
 
@@ -89,12 +88,11 @@ class Bench:
         self.meta = run.output_dir / "meta"
         self.start = factors_of(add_lora(run.materials.base(), run.config))
         self.end = read_factors(self.meta)
-        self.finished = load_adapter(run.materials.base(), self.meta, is_trainable=True)
 
-    def coefficients(self, subsets: list[list[str]], nodes: Sequence[float] = (1.0,)) -> np.ndarray:
+    def coefficients(self, subsets: list[list[str]]) -> np.ndarray:
         """Return the coefficients of subsets."""
         weights = np.asarray([[name in subset for name in self.names] for subset in subsets], dtype=float)
-        return coefficients(weights, self.samples, self.budget, nodes)
+        return coefficients(weights, self.samples)
 
     def relative_length(self, displacements: StackedDisplacements) -> float:
         """Return how far random subsets are displaced, relative to what all tasks move: the root mean square."""
@@ -138,21 +136,8 @@ def factors_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def free(bench: Bench, *checkpoints: str) -> Source:
-    """Mean gradients of the tasks, as Adam's steps, around the finished meta adapter; several are averaged."""
-    found: list[StackedDisplacements] = []
-    for name in checkpoints:
-        one = free_at(bench, name)
-        found.append(one.scaled(FREE_LENGTH / len(checkpoints) / bench.relative_length(one)))
-    parts = {name: torch.stack([one.parts[name] for one in found]).sum(0) for name in found[0].parts}
-    mean = StackedDisplacements(found[0].task_names, parts)
-    return Source(
-        f"free, {' and '.join(checkpoints)}", 0.0, bench.end, mean, FREE_LENGTH / bench.relative_length(mean)
-    )
-
-
-def free_at(bench: Bench, checkpoint: str) -> StackedDisplacements:
-    """Return what one step of Adam does for each task at a checkpoint."""
+def free(bench: Bench, checkpoint: str) -> Source:
+    """Mean gradients of the tasks, as Adam's steps, around the checkpoint where they were taken."""
     run = bench.run
     folder = bench.meta / f"checkpoint-{checkpoint_steps(run.output_dir)[checkpoint]}"
     model = load_adapter(run.materials.base(), folder, is_trainable=True)
@@ -161,7 +146,8 @@ def free_at(bench: Bench, checkpoint: str) -> StackedDisplacements:
         collate, model, run.materials.tokenized["train"], run.output_dir / f"sums-{checkpoint}"
     )
     moments = load_second_moments(folder)
-    return LoadedDisplacements(sums.task_names, lambda k: adam_step(sums.mean(k), moments)).stacked()
+    found = LoadedDisplacements(sums.task_names, lambda k: adam_step(sums.mean(k), moments)).stacked()
+    return Source(f"free, {checkpoint}", 0.0, read_factors(folder), found, FREE_LENGTH / bench.relative_length(found))
 
 
 def anchored(bench: Bench, name: str, part: float, own_centre: bool = False) -> Source:
@@ -182,28 +168,35 @@ def ask(bench: Bench, source: Source) -> dict[str, Any]:
     model = load_adapter(bench.run.materials.base(), bench.meta, is_trainable=True)
     move_to(model, source.centre)
     displacements = source.displacements.centred(torch.from_numpy(bench.samples)).scaled(source.scale)
-    displacements, nodes = beside_the_way(bench.run, bench.finished, displacements)
     evaluator = ResponseEvaluator(model, displacements, bench.batches())
     known = {frozenset(subset) for subset in bench.truth.subsets}
     fresh = [s for s in random_subsets(bench.names, 3 * POINTS, seed=7) if frozenset(s) not in known][: bench.points]
-    points = bench.coefficients(fresh, nodes)
-    points = stretched(points, len(bench.names), np.resize(SCALES, len(points))[:, None])
+    points = bench.coefficients(fresh)
+    points *= np.resize(SCALES, len(points))[:, None]
     asked = evaluator.evaluate(np.vstack([np.zeros(points.shape[1]), points]), advance=progress(source.name))
     assert asked.slopes is not None
     found = {
         "name": source.name,
         "cost": round(source.cost, 3),
-        "nodes": nodes,
         "relative_length": round(source.scale * bench.relative_length(source.displacements), 3),
         "points": np.round(asked.points, DIGITS).tolist(),
         "losses": np.round(asked.losses, DIGITS).tolist(),
         "slopes": np.round(asked.slopes, DIGITS).tolist(),
     }
     if bench.asks_subsets:
-        real = evaluator.evaluate(
-            bench.coefficients(bench.truth.subsets, nodes), slopes=False, advance=progress("subsets")
-        )
+        real = evaluator.evaluate(bench.coefficients(bench.truth.subsets), slopes=False, advance=progress("subsets"))
         found["real"] = np.round(real.losses, DIGITS).tolist()
+    return found
+
+
+def way(bench: Bench) -> list[list[float]]:
+    """Return the dev loss after parts of meta training; see `way_of_training`."""
+    model = load_adapter(bench.run.materials.base(), bench.meta, is_trainable=True)
+    nothing = StackedDisplacements(("none",), {name: torch.zeros(1, *part.shape) for name, part in bench.end.items()})
+    evaluator, found = ResponseEvaluator(model, nothing, bench.batches()), []
+    for part, adapter in way_of_training(bench.run).items():
+        move_to(model, adapter)
+        found.append([round(part, 4), round(evaluator.loss_at(np.zeros(1), slopes=False)[0], DIGITS)])
     return found
 
 
@@ -259,14 +252,15 @@ def main() -> int:
         "first-order": lambda: first_order(bench),
         "free-half": lambda: ask(bench, free(bench, "half")),
         "free-end": lambda: ask(bench, free(bench, "end")),
-        "free-all": lambda: ask(bench, free(bench, "10%", "half", "end")),
+        "free-10%": lambda: ask(bench, free(bench, "10%")),
         "short": lambda: ask(bench, anchored(bench, quarter, 0.25)),
         "short-own": lambda: ask(bench, anchored(bench, quarter, 0.25, own_centre=True)),
         "anchored": lambda: ask(bench, anchored(bench, "anchored", 1.0)),
         "merged": lambda: merged(bench),
     }
     path = RESULTS / f"response_{options.study}.json"
-    found = json.loads(path.read_text())["sources"] if path.is_file() else {}
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    found, levels = known.get("sources", {}), known.get("way") or way(bench)
     for name in options.only or sources:
         found[name] = {**sources[name](), "subsets": len(bench.truth.subsets)}
         write_json(
@@ -277,6 +271,7 @@ def main() -> int:
                 "task_names": bench.names,
                 "task_samples": bench.samples.astype(int).tolist(),
                 "budget": bench.budget,
+                "way": levels,
                 "evaluation_cost": round(bench.evaluation_cost(), 4),
                 "sources": found,
             },

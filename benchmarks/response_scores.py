@@ -9,6 +9,7 @@ Figures go to benchmarks/results/response_scores.json.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -19,13 +20,12 @@ import numpy as np
 from fidelity import STUDIES
 from fidelity_evaluation import Truth
 from paths import RESULTS, ROOT
+from response import SCALES
 
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
-from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.fidelity import Fidelity
-from hf_tasksel.estimation.response import stretched
-from hf_tasksel.estimation.response_surface import ResponseSurface
+from hf_tasksel.estimation.response import ResponseEstimate
 
 LENGTHS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # times a source's own
 COUNTS = (4, 8, 12, 24)  # evaluations beside that of all tasks
@@ -34,7 +34,10 @@ BUDGETS = (1.0, 4.0, 16.0)  # meta trainings on top of the one
 
 @dataclass(frozen=True)
 class Way:
-    """One way to estimate: the closed form at a checkpoint, or a source with a length and so many evaluations."""
+    """One way to estimate: the closed form at a checkpoint, or a source with so many evaluations.
+
+    Its displacements have one length, relative to the source's own; 0 stands for the mean over three of them.
+    """
 
     source: str
     checkpoint: str = ""
@@ -72,9 +75,8 @@ class Study:
     def __init__(self, name: str) -> None:
         self.name, self.truth = name, Truth.read(name)
         self.measured = json.loads((RESULTS / f"response_{name}.json").read_text())
-        names, samples = self.measured["task_names"], np.asarray(self.measured["task_samples"], dtype=float)
-        weights = np.asarray([[n in subset for n in names] for subset in self.truth.subsets], dtype=float)
-        self.tasks, self.samples, self.weights = len(names), samples, weights
+        names = self.measured["task_names"]
+        self.weights = np.asarray([[n in subset for n in names] for subset in self.truth.subsets], dtype=float)
 
     def estimates(self) -> Iterator[tuple[Way, float, np.ndarray]]:
         """Return every way's cost, and what it says of the study's subsets."""
@@ -88,15 +90,23 @@ class Study:
 
     def surfaces(self, name: str, source: dict[str, Any]) -> Iterator[tuple[Way, float, np.ndarray]]:
         """Fit surfaces to the first evaluations of a source, and stretch the subsets' displacements."""
-        points, losses, slopes = (np.asarray(source[part]) for part in ("points", "losses", "slopes"))
-        wanted = coefficients(self.weights, self.samples, self.measured["budget"], source.get("nodes", [1.0]))
+        points = source["points"]
         for count in (count for count in COUNTS if count < len(points)):
-            kept = slice(0, count + 1)
-            surface = ResponseSurface(points[kept], losses[kept], slopes[kept])
             cost = source["cost"] + (count + 1) * self.measured["evaluation_cost"]
+            estimate = ResponseEstimate(
+                self.measured["task_names"],
+                self.measured["task_samples"],
+                self.measured["budget"],
+                name,
+                cost,
+                *(source[part][: count + 1] for part in ("points", "losses", "slopes")),
+                way=self.measured["way"],
+            )
             for length in LENGTHS:
-                estimates = surface.predict(stretched(wanted, self.tasks, length))[0]
-                yield Way(name, length=length, count=count), cost, estimates
+                one = dataclasses.replace(estimate, lengths=[length])
+                yield Way(name, length=length, count=count), cost, one.predict(self.weights)[0]
+            several = dataclasses.replace(estimate, lengths=list(SCALES))
+            yield Way(name, length=0.0, count=count), cost, several.predict(self.weights)[0]
 
     def scores(self) -> dict[Way, Score]:
         """Compare every way with the truth."""

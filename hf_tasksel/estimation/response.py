@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.files import read_json, write_json
-from .coefficients import coefficients, direction_names
+from .coefficients import coefficients, trained_part
 from .response_surface import ResponseSurface, SurfaceError, left_out_error
 
 RESPONSE_FILE = "response.json"
@@ -22,18 +22,22 @@ RESPONSE_FILE = "response.json"
 class ResponseEstimate:
     """Losses and slopes of the real model at displaced adapters, and what they say of any subset.
 
+    A subset's loss is that of training on all tasks for as long as the subset trains, times what the surface says of
+    the subset's displacement: L(S) = ℓ(θ(τ_S)) · f(s(S)) ÷ f(0).
+
     Attributes:
         task_names: the n tasks that subsets are made of.
         task_samples: (n,) training samples of each.
         budget: what the estimated fine-tunes hold fixed, `steps` or `epochs`.
         source: where displacements come from.
         cost: what it took on top of the meta training, in meta trainings.
-        points: (m, n) coefficients, with epochs fixed also of the nodes; see `coefficients`.
+        points: (m, n) coefficients; see `coefficients`.
         losses: (m,) the target's dev losses there, nats per token.
-        slopes: (m, …) their derivatives along every displacement.
+        slopes: (m, n) their derivatives along every task's displacement.
+        way: parts of a training on all tasks, up to 1, with the dev loss after each; straight lines between their
+            logarithms lie between.
         lengths: how long displacements may be, times what they are: estimates are averaged over them, and their
             deviations hold what they differ by. One length where it is known.
-        nodes: of the way that training on all tasks went, with epochs fixed.
 
     Raises:
         DataError: when the parts do not fit each other.
@@ -47,16 +51,18 @@ class ResponseEstimate:
     points: list[list[float]]
     losses: list[float]
     slopes: list[list[float]]
+    way: list[list[float]]
     lengths: list[float] = field(default_factory=lambda: [1.0])
-    nodes: list[float] = field(default_factory=lambda: [1.0])
 
     def __post_init__(self) -> None:
-        width = len(direction_names(self.task_names, self.budget, self.nodes))
-        if np.shape(self.points) != (len(self.losses), width) or len(self.task_samples) != len(self.task_names):
+        n = len(self.task_names)
+        if np.shape(self.points) != (len(self.losses), n) or len(self.task_samples) != n:
             raise DataError(
-                f"a response estimate of {len(self.task_names)} tasks has points of shape {np.shape(self.points)} for "
+                f"a response estimate of {n} tasks has points of shape {np.shape(self.points)} for "
                 f"{len(self.losses)} losses: they do not fit"
             )
+        if np.ndim(self.way) != 2 or self.way[-1][0] != 1 or (np.diff([part for part, _ in self.way]) <= 0).any():
+            raise DataError("the way of a response estimate has rising parts of training up to 1, with a loss each")
 
     @cached_property
     def surface(self) -> ResponseSurface:
@@ -64,19 +70,31 @@ class ResponseEstimate:
         return ResponseSurface(np.asarray(self.points), np.asarray(self.losses), np.asarray(self.slopes))
 
     def predict(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return losses and standard deviations of the surface for (m, n) task weights, each (m,), nats per token."""
-        return over_lengths([self.surface.predict(points) for points in self._points(weights)])
+        """Return losses and their standard deviations for (m, n) task weights, each (m,), nats per token."""
+        found = []
+        for length in self.lengths:
+            losses, points = self._at(weights, length)
+            terms = [(losses, points), (-losses, np.zeros_like(points))]
+            found.append((losses, self.surface.deviation(terms)))
+        return over_lengths(found)
 
     def difference(self, weights: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return losses minus those of others, and standard deviations, each (m,); see `ResponseSurface`."""
-        pairs = zip(self._points(weights), self._points(others), strict=True)
-        return over_lengths([self.surface.difference(*pair) for pair in pairs])
+        """Return losses minus those of others, and standard deviations, each (m,): what both share cancels."""
+        found = []
+        for length in self.lengths:
+            (a, points), (b, other) = self._at(weights, length), self._at(others, length)
+            terms = [(a, points), (-b, other), (b - a, np.zeros_like(points))]
+            found.append((a - b, self.surface.deviation(terms)))
+        return over_lengths(found)
 
-    def _points(self, weights: np.ndarray) -> list[np.ndarray]:
-        """Return the coefficients of subsets, those of the tasks stretched to each length."""
+    def _at(self, weights: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return losses (m,) of subsets for one length of displacements, and their points (m, n)."""
         samples = np.asarray(self.task_samples, dtype=float)
-        points = coefficients(weights, samples, self.budget, self.nodes)
-        return [stretched(points, len(samples), by) for by in self.lengths]
+        points = length * coefficients(weights, samples)
+        parts, losses = np.asarray(self.way).T
+        level = np.interp(trained_part(weights, samples, self.budget), parts, np.log(losses))
+        change = self.surface.log_losses(points) - self.surface.log_losses(np.zeros_like(points))
+        return np.exp(level + change), points
 
     def left_out_error(self) -> SurfaceError:
         """Predict points from others: how far the surface is from the real model, not that from the truth."""
@@ -100,11 +118,6 @@ class ResponseEstimate:
             return cls(**values)
         except TypeError as error:
             raise DataError(f"{path} is no response estimate: {error}") from error
-
-
-def stretched(points: np.ndarray, tasks: int, by: float | np.ndarray) -> np.ndarray:
-    """Return coefficients (m, …) with those of the tasks multiplied by a number, or by one a point (m, 1)."""
-    return np.hstack([points[:, :tasks] * by, points[:, tasks:]])
 
 
 def over_lengths(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

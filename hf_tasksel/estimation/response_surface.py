@@ -6,6 +6,7 @@ no prediction is below zero, conditioned on values and on all slopes (Rasmussen 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -70,22 +71,40 @@ class ResponseSurface:
 
     def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return losses and their standard deviations at (m, n) points, each (m,); nats per token."""
+        losses = np.exp(self.log_losses(points))
+        return losses, self.deviation([(losses, points)])
+
+    def log_losses(self, points: np.ndarray) -> np.ndarray:
+        """Return the expected logarithms of losses at (m, n) points, (m,)."""
         place = self._place(points)
-        losses = self._loss(place)
-        explained = self._explained(place, np.ones_like(losses))
-        return losses, losses * np.sqrt(self.variance * np.maximum(1 + CONSTANT - explained, 0))
+        across = ((place.kernel @ self.across) * place.offset).sum(1)
+        found: np.ndarray = self.level + place.cross @ self.coefficients + across
+        return found
 
-    def difference(self, points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the losses at points minus those at others, and standard deviations, each (m,); nats per token.
+    def deviation(self, terms: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Return the standard deviation of Σ_j w_j f(x_j), f the logarithm of the loss, (m,).
 
-        What the surface does not know of both cancels: two points that are the same differ by zero for certain.
+        What the surface does not know of several points cancels in differences: f(x) − f(x) is known for certain.
+
+        Args:
+            terms: weights w_j (m,) and points x_j (m, n).
         """
-        first, second = self._place(points), self._place(others)
-        a, b = self._loss(first), self._loss(second)
-        between = CONSTANT + np.exp(-((first.x - second.x) ** 2).sum(1) / (2 * self.length**2))
-        own = (a**2 + b**2) * (1 + CONSTANT) - 2 * a * b * between
-        explained = self._explained(first, a, second, b)  # of the difference, linearised in the logarithms
-        return a - b, np.sqrt(self.variance * np.maximum(own - explained, 0))
+        places = [self._place(points) for _, points in terms]
+        weights = [weight for weight, _ in terms]
+        pairs = [(i, j) for i in range(len(terms)) for j in range(len(terms))]
+        variance = np.zeros(len(weights[0]))
+        for i, j in pairs:
+            squares = ((places[i].x - places[j].x) ** 2).sum(1)
+            variance += weights[i] * weights[j] * (CONSTANT + np.exp(-squares / (2 * self.length**2)))
+        known = sum(w[:, None] * place.cross for w, place in zip(weights, places, strict=True))
+        variance -= np.einsum("ij,ji->i", known, cho_solve(self.factor, np.asarray(known).T))
+        if self.has_slopes:
+            kernels = [w[:, None] * place.kernel for w, place in zip(weights, places, strict=True)]
+            solved = [cho_solve(self.across_factor, kernel.T) for kernel in kernels]
+            for i, j in pairs:
+                along = (places[i].offset * places[j].offset).sum(1)
+                variance -= np.einsum("ij,ji->i", kernels[i], solved[j]) * along
+        return np.sqrt(self.variance * np.maximum(variance, 0))
 
     def _place(self, points: np.ndarray) -> Place:
         """Return points in the surface's units, and their covariances with what was observed."""
@@ -93,28 +112,6 @@ class ResponseSurface:
         kernel = squared_exponential(x, self.x, self.length)
         cross = covariances(x, self.x, self.length, self.basis if self.has_slopes else None)
         return Place(x, cross, kernel / self.length**2, x - x @ self.basis @ self.basis.T)
-
-    def _loss(self, place: Place) -> np.ndarray:
-        """Return the losses that the process expects."""
-        across = ((place.kernel @ self.across) * place.offset).sum(1)
-        found: np.ndarray = np.exp(self.level + place.cross @ self.coefficients + across)
-        return found
-
-    def _explained(
-        self, place: Place, a: np.ndarray, other: Place | None = None, b: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return how much of the prior variance of a·f(x), or a·f(x) − b·f(y), is known from what was observed."""
-        rest = a[:, None] * place.cross
-        kernels, offsets = [a[:, None] * place.kernel], [place.offset]
-        if other is not None and b is not None:
-            rest = rest - b[:, None] * other.cross
-            kernels, offsets = [*kernels, -b[:, None] * other.kernel], [*offsets, other.offset]
-        found: np.ndarray = np.einsum("ij,ji->i", rest, cho_solve(self.factor, rest.T))
-        for k, u in zip(kernels, offsets, strict=True) if self.has_slopes else ():
-            solved = cho_solve(self.across_factor, k.T)
-            for other_k, v in zip(kernels, offsets, strict=True):
-                found = found + np.einsum("ij,ji->i", other_k, solved) * (u * v).sum(1)
-        return found
 
     def _condition(self, observed: np.ndarray, across: np.ndarray, length: float, noise: float) -> float:
         """Condition the process on what was observed, and return the logarithm of its marginal likelihood.

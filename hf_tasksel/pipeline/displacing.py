@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import DataCollatorForSeq2Seq
 
-from ..estimation.coefficients import coefficients, direction_names
+from ..estimation.coefficients import coefficients
 from ..estimation.subsets import num_subsets, random_subsets
 from ..gradients.model import trainable_parameters
 from ..gradients.per_sample import canonical_names
@@ -26,6 +26,7 @@ from .probe_plan import ROWS_PER_TASK, SHARE
 from .training_steps import trained_shares, training_steps
 
 RELATIVE_LENGTH = 0.25  # of random subsets' displacements by gradients, to what training on all tasks moves
+LENGTHS = (0.5, 1.0, 2.0)  # times that: how far subsets move is known no better
 LENGTH_SUBSETS = 20
 IN_MEMORY = 1 << 32  # bytes of displacements; more are made again from the tasks' files whenever they are needed
 
@@ -36,50 +37,52 @@ def by_probes(run: Run, folders: Mapping[str, Path]) -> tuple[Direction, Displac
     return probe_displacements(probes, SHARE, torch.from_numpy(row_counts(run)))
 
 
-def by_gradients(run: Run, model: Any, folder: Path) -> tuple[Direction, Displacements]:
-    """Return the finished adapter, and where Adam's steps along each task's mean gradient lead from it.
+def by_gradients(run: Run, folder: Path) -> tuple[Direction, Displacements]:
+    """Return the kept checkpoint nearest to the middle of meta training, and Adam's steps along the tasks' gradients.
 
-    Gradients are those of the kept checkpoint nearest to the middle of meta training. How far they move a subset is
-    not known from them; `RELATIVE_LENGTH` was chosen on studies (docs/fidelity.md).
+    Displacements start where their gradients were taken: elsewhere, the slopes of the dev loss along them say
+    something else, up to the sign (docs/decisions.md). How far they move a subset is not known from gradients;
+    `RELATIVE_LENGTH` was chosen on studies (docs/fidelity.md).
     """
-    end = adapter_of(model)
-    moved = difference(end, fresh_adapter(run))
     checkpoint = run.output_dir / "meta" / f"checkpoint-{gradient_step(run)}"
-    rows = run.materials.tokenized["train"]
+    model, rows = run.materials.measurable(checkpoint, is_trainable=True), run.materials.tokenized["train"]
     sums = collect_task_gradients(
         DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True),
-        run.materials.measurable(checkpoint, is_trainable=True),
+        model,
         rows.select(rows_per_task(np.asarray(rows["task"]))),
         folder,
     )
-    moments, samples = load_second_moments(checkpoint), row_counts(run)
+    centre, moments, samples = adapter_of(model), load_second_moments(checkpoint), row_counts(run)
     loaded = LoadedDisplacements(sums.task_names, lambda k: adam_step(sums.mean(k), moments))
-    size = len(samples) * sum(part.numel() * part.element_size() for part in end.values())
+    size = len(samples) * sum(part.numel() * part.element_size() for part in centre.values())
     found = (loaded.stacked() if size <= IN_MEMORY else loaded).centred(torch.from_numpy(samples))
     names = run.materials.splits.task_names
     subsets = random_subsets(names, min(LENGTH_SUBSETS, num_subsets(names)), seed=run.config.seed)
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
-    s = coefficients(weights, samples, run.config.budget)[:, : len(names)]
-    scale = RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / found.typical_length(torch.from_numpy(s))
-    return end, found.scaled(scale)
+    moved = difference(read_factors(run.output_dir / "meta"), fresh_adapter(run))
+    length = found.typical_length(torch.from_numpy(coefficients(weights, samples)))
+    return centre, found.scaled(RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / length)
 
 
-def beside_the_way(run: Run, model: Any, found: Displacements) -> tuple[Displacements, list[float]]:
-    """Put the lines of the way that meta training went beside the tasks' displacements, and return its nodes.
+def way_of_training(run: Run) -> dict[float, dict[str, torch.Tensor]]:
+    """Return adapters after parts of meta training, by learning rate: the kept ones, and half way between them.
 
-    Only where epochs are fixed, and smaller subsets train for less; see `coefficients`.
+    Where steps are fixed every fine-tune takes all of it: only the finished adapter is needed.
     """
+    end = read_factors(run.output_dir / "meta")
     if run.config.budget == "steps":
-        return found, [1.0]
+        return {1.0: end}
     args, steps = run.materials.meta_args, training_steps(run.materials.meta_args, num_rows(run))
     marks = [step for step in sorted({*checkpoint_steps(run.output_dir).values()}) if step < steps]
-    folders = [run.output_dir / "meta" / f"checkpoint-{step}" for step in marks]
-    adapters = [fresh_adapter(run), *map(read_factors, folders), adapter_of(model)]
-    nodes = [*trained_shares(args, steps, marks), 1.0]
-    names = direction_names([], run.config.budget, nodes)
-    for name, (before, after) in zip(names, pairwise(adapters), strict=True):
-        found = found.beside(name, difference(after, before))
-    return found, nodes
+    adapters = [read_factors(run.output_dir / "meta" / f"checkpoint-{step}") for step in marks]
+    known = list(
+        zip([0.0, *trained_shares(args, steps, marks), 1.0], [fresh_adapter(run), *adapters, end], strict=True)
+    )
+    way = {}
+    for (before, first), (after, second) in pairwise(known):
+        way[before] = first
+        way[(before + after) / 2] = {name: (first[name].to(part) + part) / 2 for name, part in second.items()}
+    return {**way, 1.0: end}
 
 
 def gradient_step(run: Run) -> int:

@@ -101,7 +101,8 @@ def test_more_tasks_than_points_are_conditioned_on_as_by_brute_force():
     between = CONSTANT + np.exp(-((x - y) ** 2).sum(1) / (2 * surface.length**2))
     own = (mean**2 + second**2) * (1 + CONSTANT) - 2 * mean * second * between
     std = np.sqrt(surface.variance * (own - np.einsum("ij,ji->i", rest, np.linalg.solve(joint, rest.T))))
-    np.testing.assert_allclose(surface.difference(fresh, others), (mean - second, std), rtol=1e-5)
+    np.testing.assert_allclose(surface.log_losses(fresh), np.log(mean), rtol=1e-6)
+    np.testing.assert_allclose(surface.deviation([(mean, fresh), (-second, others)]), std, rtol=1e-5)
 
 
 def test_the_length_that_is_chosen_is_the_likeliest_of_all_observations():
@@ -133,19 +134,16 @@ def test_order_and_units_do_not_change_what_is_predicted():
         np.testing.assert_allclose(other[1], std, rtol=1e-4)
 
 
-def test_differences_are_those_of_predictions_and_what_is_shared_cancels():
-    points, fresh, others = draw(6), draw(5, seed=1), draw(5, seed=2)
+def test_what_points_share_is_certain_in_their_difference():
+    points, fresh, others = draw(10), draw(6, seed=1), draw(6, seed=2)
     surface = ResponseSurface(points, *loss(points))
-    gap, std = surface.difference(fresh, others)
-    (a, a_std), (b, b_std) = surface.predict(fresh), surface.predict(others)
-    np.testing.assert_allclose(gap, a - b)
-    assert (std <= a_std + b_std + 1e-6).all()
-    assert (std >= np.abs(a_std - b_std) - 1e-6).all()
-    same, certain = surface.difference(fresh, fresh)
-    assert np.abs(same).max() == 0
-    assert certain.max() < 1e-4
-    near = surface.difference(fresh, fresh + 1e-3)[1]
-    assert near.max() < 0.1 * a_std.max()
+    one = np.ones(6)
+    alone, other = surface.deviation([(one, fresh)]), surface.deviation([(one, others)])
+    between = surface.deviation([(one, fresh), (-one, others)])
+    assert (between <= alone + other + 1e-6).all()
+    assert (between >= np.abs(alone - other) - 1e-6).all()
+    assert surface.deviation([(one, fresh), (-one, fresh)]).max() < 1e-4
+    assert surface.deviation([(one, fresh), (-one, fresh + 1e-3)]).max() < 0.1 * alone.max()
 
 
 def test_no_prediction_is_below_zero():

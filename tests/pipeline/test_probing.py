@@ -17,11 +17,17 @@ from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.checkpoints import checkpoint_step
 from hf_tasksel.gradients.per_sample import canonical_names
 from hf_tasksel.gradients.preconditioning import EPSILON, load_second_moments
-from hf_tasksel.gradients.response.displacements import StackedDisplacements
 from hf_tasksel.gradients.response.sources import move_to, read_factors
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.displacing import RELATIVE_LENGTH, adapter_of, beside_the_way, fresh_adapter, gradient_step
+from hf_tasksel.pipeline.displacing import (
+    RELATIVE_LENGTH,
+    adapter_of,
+    fresh_adapter,
+    gradient_step,
+    num_rows,
+    way_of_training,
+)
 from hf_tasksel.pipeline.probe_plan import (
     FEWEST_POINTS,
     GRADIENTS,
@@ -34,6 +40,7 @@ from hf_tasksel.pipeline.probe_plan import (
     plan_probes,
 )
 from hf_tasksel.pipeline.stages import probing
+from hf_tasksel.pipeline.training_steps import trained_shares, training_steps
 from hf_tasksel.records.estimator import fit_run_estimator
 from hf_tasksel.records.stores import checkpoint_steps
 from hf_tasksel.training.evaluation import mean_loss
@@ -102,18 +109,18 @@ def test_the_real_model_is_asked_where_gradients_lead(run_values):
         steps.append({name: -g / (moments[name].sqrt() + EPSILON) for name, g in grads.items()})
     p = samples / samples.sum()
     centred = [{n: d[n] - sum(q * other[n] for q, other in zip(p, steps, strict=True)) for n in d} for d in steps]
-    model = run.materials.measurable(meta, is_trainable=True)
-    end, start = adapter_of(model), fresh_adapter(run)
+    centre, end, start = adapter_of(model), read_factors(meta), fresh_adapter(run)
     moved = sum(float((end[n] - start[n]).square().sum()) for n in end) ** 0.5
     weights = np.array([[n in s for n in names] for s in random_subsets(names, 6, seed=run.config.seed)])
-    s = coefficients(weights, samples, "steps")
+    s = coefficients(weights, samples)
     lengths = [
         sum(float(sum(c * d[n] for c, d in zip(row, centred, strict=True)).square().sum()) for n in end) for row in s
     ]
     scale = RELATIVE_LENGTH * moved / np.mean(lengths) ** 0.5
     for point, loss in list(zip(estimate.points, estimate.losses, strict=True))[:3]:
         move_to(
-            model, {n: e + scale * sum(c * d[n] for c, d in zip(point, centred, strict=True)) for n, e in end.items()}
+            model,
+            {n: e + scale * sum(c * d[n] for c, d in zip(point, centred, strict=True)) for n, e in centre.items()},
         )
         assert loss == pytest.approx(mean_loss(model, run.materials.tokenizer, tokenized["dev"], 8), rel=1e-4)
     assert estimate.points[0] == [0.0] * len(names)
@@ -148,22 +155,26 @@ def test_epochs_are_fewer_along_the_way_that_meta_training_went(run_values):
     run = probed(run_values, 1, meta=meta)
     pipeline.probe(run)
     estimate = ResponseEstimate.load(run.output_dir / "response.json")
-    names, folder = run.materials.splits.task_names, run.output_dir / "meta"
+    folder, way = run.output_dir / "meta", way_of_training(run)
     steps = sorted(set(checkpoint_steps(run.output_dir).values()))
-    assert len(estimate.nodes) == len(steps) + 1
-    assert np.shape(estimate.points)[1] == len(names) + len(estimate.nodes)
-    assert estimate.predict(np.eye(len(names))[:1])[0] > 0
-
+    args, total = run.materials.meta_args, training_steps(run.materials.meta_args, num_rows(run))
+    shares = trained_shares(args, total, steps)
+    adapters = [fresh_adapter(run), *(read_factors(folder / f"checkpoint-{step}") for step in steps)]
+    adapters.append(read_factors(folder))
+    known = [0.0, *shares, 1.0]
+    assert [*way] == pytest.approx(sorted([*known, *np.add(known[1:], known[:-1]) / 2]))
+    for share, adapter in zip(known, adapters, strict=True):
+        for name, part in way[share].items():
+            torch.testing.assert_close(part, adapter[name])
+    half_way = way[(known[0] + known[1]) / 2]
+    for name, part in half_way.items():
+        torch.testing.assert_close(part, (adapters[0][name] + adapters[1][name]) / 2)
     model = run.materials.measurable(folder, is_trainable=True)
-    nothing = StackedDisplacements.from_tasks({"t": {n: torch.zeros_like(p) for n, p in adapter_of(model).items()}})
-    way, nodes = beside_the_way(run, model, nothing)
-    for step, share in zip(steps, nodes, strict=False):
-        samples = np.array([share, 1 - share])  # a task that trains up to this node
-        s = coefficients(np.array([[1.0, 0.0]]), samples, "epochs", nodes)[0]
-        moved = way.combine(torch.tensor([0.0, *s[2:]]))
-        wanted = read_factors(folder / f"checkpoint-{step}")
-        for name, end in adapter_of(model).items():
-            torch.testing.assert_close(end + moved[name], wanted[name], rtol=1e-4, atol=1e-6)
+    for part, loss in estimate.way:
+        move_to(model, way[part])
+        assert loss == pytest.approx(
+            mean_loss(model, run.materials.tokenizer, run.materials.tokenized["dev"], 8), rel=1e-4
+        )
 
 
 def test_an_interrupted_stage_goes_on_with_the_next_probe(run_values, monkeypatch):

@@ -8,6 +8,7 @@ too much, the tasks' gradients say where to move.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from ...core.progress import progress_bar
 from ...estimation.coefficients import coefficients
 from ...estimation.response import RESPONSE_FILE, ResponseEstimate
 from ...estimation.subsets import num_subsets, random_subsets
+from ...gradients.response.displacements import Direction
 from ...gradients.response.evaluation import ResponseEvaluator
 from ...gradients.response.sources import move_to, probe_rows
 from ...training.adapters import ADAPTER_FILE
 from ...training.fine_tuning import fine_tune
 from ..context import Run
-from ..displacing import RELATIVE_LENGTH, beside_the_way, by_gradients, by_probes, gradient_step, row_counts
+from ..displacing import LENGTHS, RELATIVE_LENGTH, by_gradients, by_probes, gradient_step, row_counts, way_of_training
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
 from ..probe_plan import GRADIENTS, PROBES, SHARE, ProbePlan, plan_probes
@@ -80,19 +82,22 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
     plan, materials = probe_plan(run), run.materials
     assert plan is not None
     names, samples = materials.splits.task_names, row_counts(run)
-    model = materials.measurable(run.output_dir / "meta", is_trainable=True)
+    model, way = materials.measurable(run.output_dir / "meta", is_trainable=True), way_of_training(run)
+    run.say(f"{plan.points + 1 + len(way)} evaluations of the real model, displaced by {plan.source}")
     if plan.displaced_by == GRADIENTS:
-        run.say(f"gradients of {len(names)} tasks, and {plan.points + 1} evaluations of the real model")
-        centre, directions = by_gradients(run, model, run.output_dir / "probes" / "gradients")
+        centre, directions = by_gradients(run, run.output_dir / "probes" / "gradients")
     else:
         centre, directions = by_probes(run, probe_folders(run))
-    directions, nodes = beside_the_way(run, model, directions)
-    move_to(model, centre)
+    evaluator = ResponseEvaluator(model, directions, dev_batches(run))
     subsets = random_subsets(names, min(plan.points, num_subsets(names)), seed=run.config.seed)
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
-    points = coefficients(np.vstack([np.ones(len(names)), weights]), samples, run.config.budget, nodes)
-    with progress_bar(-(-len(points) // distributed_rank()[1]), "evaluations of the real model") as advance:
-        found = ResponseEvaluator(model, directions, dev_batches(run)).evaluate(points, advance=advance)
+    lengths = LENGTHS if plan.displaced_by == GRADIENTS else (1.0,)
+    points = coefficients(np.vstack([np.ones(len(names)), weights]), samples)
+    points *= np.resize(lengths, len(points))[:, None]
+    with progress_bar(-(-len(points) // distributed_rank()[1]) + len(way), "evaluations of the real model") as advance:
+        levels = [[part, loss_at(model, evaluator, adapter, advance)] for part, adapter in way.items()]
+        move_to(model, centre)
+        found = evaluator.evaluate(points, advance=advance)
     assert found.slopes is not None
     estimate = ResponseEstimate(
         task_names=list(names),
@@ -103,7 +108,8 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
         points=points.tolist(),
         losses=found.losses.tolist(),
         slopes=found.slopes.tolist(),
-        nodes=nodes,
+        way=levels,
+        lengths=list(lengths),
     )
     error = estimate.left_out_error()
     run.say(
@@ -114,6 +120,14 @@ def evaluate(run: Run, path: Path) -> dict[str, Any]:
         estimate.save(path)
     barrier()
     return {"left_out_error": error.relative_error, "constant_error": error.constant_error, "cost": estimate.cost}
+
+
+def loss_at(model: Any, evaluator: ResponseEvaluator, adapter: Direction, advance: Callable[[int], None]) -> float:
+    """Return the dev loss with an adapter."""
+    move_to(model, adapter)
+    loss, _ = evaluator.loss_at(np.zeros(len(evaluator.displacements.task_names)), slopes=False)
+    advance(1)
+    return loss
 
 
 def dev_batches(run: Run) -> list[Any]:
