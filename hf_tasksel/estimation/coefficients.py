@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..core.errors import ConfigError, DataError
@@ -49,3 +51,29 @@ def trained_part(weights: np.ndarray, samples: np.ndarray, budget: str) -> np.nd
         return np.ones(len(weights))
     part: np.ndarray = np.asarray(weights, dtype=np.float64) @ samples / samples.sum()
     return part
+
+
+def level(way: Sequence[Sequence[float]], weights: np.ndarray, samples: np.ndarray, budget: str) -> np.ndarray:
+    """Return (m,) the dev loss of training on all tasks for as long as each subset trains.
+
+    Args:
+        way: parts of a training on all tasks, rising up to 1, with the dev loss after each; straight lines between
+            their logarithms lie between, and before the first part the loss is as after it.
+        weights, samples, budget: as of `trained_part`.
+    """
+    parts, losses = np.asarray(way, dtype=np.float64).T
+    found: np.ndarray = np.exp(np.interp(trained_part(weights, samples, budget), parts, np.log(losses)))
+    return found
+
+
+def check_way(way: Sequence[Sequence[float]]) -> None:
+    """Refuse what is no way of training.
+
+    Raises:
+        DataError: when parts do not rise up to 1, or losses are not positive.
+    """
+    table = np.asarray(way, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != 2 or table[-1, 0] != 1 or (np.diff(table[:, 0]) <= 0).any():
+        raise DataError(f"a way of training has rising parts of it up to 1, with a dev loss each, not {way}")
+    if not (np.isfinite(table).all() and (table[:, 1] > 0).all()):
+        raise DataError(f"a way of training has positive, finite dev losses, not {table[:, 1].tolist()}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..gradients.store.reader import GradientStore
 from .calibration import Calibration
+from .coefficients import check_way, level
 from .response import ResponseEstimate
 from .statistics import DevStatistics, dev_statistics, task_codes
 from .surrogate import Surrogate
@@ -40,6 +41,7 @@ class SubsetEstimator(BaseEstimator):
         task_samples_: (n,) training samples of each task.
         task_tokens_: (n,) their answer tokens.
         target_: the target, or several joined by ` + `.
+        way_: the way of training that estimates keep to; None for those of the surrogate alone.
         response_: the response estimate that losses are read from; None for those of the surrogate.
         num_dev_samples_: dev samples behind every estimate.
         calibration_: the posterior, after `calibrate`; None before.
@@ -70,6 +72,7 @@ class SubsetEstimator(BaseEstimator):
         store: GradientStore | Sequence[GradientStore],
         target: str | Mapping[str, float],
         response: ResponseEstimate | None = None,
+        way: Sequence[Sequence[float]] | None = None,
     ) -> SubsetEstimator:
         """Prepare estimates for one target, or for a weighted mean of several.
 
@@ -79,6 +82,10 @@ class SubsetEstimator(BaseEstimator):
             target: name of the task whose dev samples are in the store, or names with weights.
             response: where the real model was asked about displaced adapters (`hf-tasksel probe`): losses are then
                 those of its surface, and not those of the surrogate.
+            way: parts of the meta training, rising up to 1, with the target's dev loss after each, such as
+                `[(1.0, loss)]` for the finished adapter: estimates then keep to the losses that are known, of training
+                on all tasks for as long as the subset trains, and the surrogate only says by what share the choice of
+                tasks changes them. None of them is below zero.
 
         Raises:
             DataError: when the target has no dev samples, a store no training samples, or the stores' (or the response
@@ -98,13 +105,14 @@ class SubsetEstimator(BaseEstimator):
         self.targets_ = {target: 1.0} if isinstance(target, str) else dict(target)
         self.target_ = " + ".join(self.targets_)
         classes = surrogate_classes(self.surrogate)
+        if way is not None:
+            check_way(way)
+        self.way_ = way
+        budget = self.budget if way is None else "steps"  # the way knows what fewer steps do
         self.sketches_ = [(s, seed) for s in self.stores_ for seed in s.seeds]
         self.expansions_: list[tuple[list[Surrogate], DevStatistics]] = [
             (
-                [
-                    cls(self.regularization, self.budget, self.relative_steps, self.device).fit(s, seed)
-                    for cls in classes
-                ],
+                [cls(self.regularization, budget, self.relative_steps, self.device).fit(s, seed) for cls in classes],
                 dev_statistics(s, self.targets_, seed).to(self.device),
             )
             for s, seed in self.sketches_
@@ -206,6 +214,11 @@ class SubsetEstimator(BaseEstimator):
             return self.calibration_.difference(estimates[0], first, estimates[1], second)
         if self.response_ is not None:
             return self.response_.difference(first, second)
+        if self.way_ is not None:
+            (a, slope), (b, other) = self._from_way(first), self._from_way(second)
+            changes = zip(self._changes(first), self._changes(second), strict=True)
+            rows = [(slope[:, None] * x - other[:, None] * y, dev) for (x, dev), (y, _) in changes]
+            return a - b, over_expansions(rows)[1]
         rows = [
             (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
             for surrogates, dev in self.expansions_
@@ -216,7 +229,30 @@ class SubsetEstimator(BaseEstimator):
         """Return uncalibrated estimates and standard deviations: of the surface, or over expansions and samples."""
         if self.response_ is not None:
             return self.response_.predict(weights)
+        if self.way_ is not None:
+            losses, slope = self._from_way(weights)
+            return losses, over_expansions([(slope[:, None] * x, dev) for x, dev in self._changes(weights)])[1]
         return over_expansions([(self._rows(surrogates, dev, weights), dev) for surrogates, dev in self.expansions_])
+
+    def _changes(self, weights: np.ndarray) -> list[tuple[Tensor, DevStatistics]]:
+        """Return, for each expansion, (m, k) by what share of the mean loss subsets change every dev sample's loss."""
+        everything, found = np.ones((1, len(self.task_names_))), []
+        for surrogates, dev in self.expansions_:
+            rows = self._rows(surrogates, dev, weights) - self._rows(surrogates, dev, everything)
+            found.append((rows / float(dev.value @ dev.share), dev))
+        return found
+
+    def _from_way(self, weights: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """Return losses (m,) that keep to the way of training, and their derivatives by the change of the choice.
+
+        A change x of the loss by a share multiplies it by exp(x) where it is lower and by 1 + x where it is higher.
+        """
+        assert self.way_ is not None
+        known = level(self.way_, weights, self.task_samples_, self.budget)
+        change = over_expansions(self._changes(weights))[0]
+        lower = np.exp(np.minimum(change, 0))
+        slope = torch.from_numpy(known * lower).to(self.expansions_[0][1].share)
+        return known * np.where(change < 0, lower, 1 + change), slope
 
     def _rows(self, surrogates: list[Surrogate], dev: DevStatistics, weights: np.ndarray) -> Tensor:
         """Return (m, k) estimates of every dev sample."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.files import read_json, write_json
-from .coefficients import coefficients, trained_part
+from .coefficients import check_way, coefficients, level
 from .response_surface import ResponseSurface, SurfaceError, left_out_error
 
 RESPONSE_FILE = "response.json"
@@ -34,8 +34,7 @@ class ResponseEstimate:
         points: (m, n) coefficients; see `coefficients`.
         losses: (m,) the target's dev losses there, nats per token.
         slopes: (m, n) their derivatives along every task's displacement.
-        way: parts of a training on all tasks, up to 1, with the dev loss after each; straight lines between their
-            logarithms lie between.
+        way: parts of a training on all tasks, up to 1, with the dev loss after each; see `level`.
         lengths: how long displacements may be, times what they are: estimates are averaged over them, and their
             deviations hold what they differ by. One length where it is known.
 
@@ -61,8 +60,7 @@ class ResponseEstimate:
                 f"a response estimate of {n} tasks has points of shape {np.shape(self.points)} for "
                 f"{len(self.losses)} losses: they do not fit"
             )
-        if np.ndim(self.way) != 2 or self.way[-1][0] != 1 or (np.diff([part for part, _ in self.way]) <= 0).any():
-            raise DataError("the way of a response estimate has rising parts of training up to 1, with a loss each")
+        check_way(self.way)
 
     @cached_property
     def surface(self) -> ResponseSurface:
@@ -91,10 +89,8 @@ class ResponseEstimate:
         """Return losses (m,) of subsets for one length of displacements, and their points (m, n)."""
         samples = np.asarray(self.task_samples, dtype=float)
         points = length * coefficients(weights, samples)
-        parts, losses = np.asarray(self.way).T
-        level = np.interp(trained_part(weights, samples, self.budget), parts, np.log(losses))
         change = self.surface.log_losses(points) - self.surface.log_losses(np.zeros_like(points))
-        return np.exp(level + change), points
+        return level(self.way, weights, samples, self.budget) * np.exp(change), points
 
     def left_out_error(self) -> SurfaceError:
         """Predict points from others: how far the surface is from the real model, not that from the truth."""

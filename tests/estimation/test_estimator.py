@@ -236,3 +236,51 @@ def test_one_dev_row_gives_no_standard_deviation_until_calibrated(tmp_path):
     estimator.calibrate([["t0"], ["t1"], ["t2", "t3"]], [1.0, 1.5, 2.0])
     assert estimator.gives_std
     assert np.isfinite(estimator.predict([["t0"]], return_std=True)[1]).all()
+
+
+WAY = [[0.3, 3.0], [1.0, 2.0]]
+CHOICES = [["a"], ["b"], ["a", "b"], ["b", "c"], ["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("budget", ["steps", "epochs"])
+def test_estimates_keep_to_the_way_of_training(store, budget):
+    first_order = SubsetEstimator(budget="steps").fit(store, "goal").predict(CHOICES)
+    base = SubsetEstimator("zero_order").fit(store, "goal").predict([["a"]])[0]
+    found, std = SubsetEstimator(budget=budget).fit(store, "goal", way=WAY).predict(CHOICES, return_std=True)
+    levels = np.full(5, 2.0)
+    if budget == "epochs":  # the three tasks have as many samples
+        parts = np.array([1, 1, 2, 2, 3]) / 3
+        levels = 3.0 * (2.0 / 3.0) ** ((parts - 0.3) / 0.7)
+    change = (first_order - first_order[-1]) / base
+    expected = [x * (np.exp(c) if c < 0 else 1 + c) for x, c in zip(levels, change, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[-1] == pytest.approx(2.0)
+    assert std[-1] == pytest.approx(0.0, abs=1e-12)
+    assert (std[:-1] > 0).all()
+
+
+def test_differences_on_the_way_are_certain_where_nothing_differs(store):
+    estimator = SubsetEstimator(budget="epochs").fit(store, "goal", way=WAY)
+    gap, std = estimator.predict_difference(CHOICES, CHOICES[::-1])
+    losses = estimator.predict(CHOICES)
+    np.testing.assert_allclose(gap, losses - losses[::-1])
+    assert std[2] == pytest.approx(0.0, abs=1e-12)
+    assert std[0] == pytest.approx(
+        estimator.predict(CHOICES, return_std=True)[1][0]
+    )  # beside all tasks, known exactly
+
+
+def test_no_estimate_on_the_way_is_below_zero(tmp_path):
+    columns = random_columns(3)
+    columns["loss_gradient"] *= 100
+    estimator = SubsetEstimator().fit(
+        GradientStore.from_arrays(tmp_path / "steep", **columns), "goal", way=[[1.0, 0.1]]
+    )
+    halves = (np.random.default_rng(0).random((50, 5)) < 0.5) + np.eye(5)[np.arange(50) % 5]
+    assert (estimator.predict((halves > 0).astype(float)) > 0).all()
+
+
+@pytest.mark.parametrize("way", [[[0.5, 1.0]], [[0.6, 1.0], [0.2, 1.0], [1.0, 1.0]], [[1.0, -1.0]], [1.0]])
+def test_what_is_no_way_of_training_is_refused(store, way):
+    with pytest.raises(DataError, match="a way of training has"):
+        SubsetEstimator().fit(store, "goal", way=way)

@@ -97,5 +97,5 @@ def test_parts_that_do_not_fit_are_refused(store):
         SubsetEstimator(budget="epochs").fit(store, "goal", response=response())
     with pytest.raises(DataError, match="they do not fit"):
         dataclasses.replace(response(), points=[[0.0] * 3], losses=[1.0])
-    with pytest.raises(DataError, match="rising parts of training up to 1"):
+    with pytest.raises(DataError, match="a way of training has rising parts"):
         dataclasses.replace(response(), way=[[0.5, 2.0], [0.2, 1.0], [1.0, 1.0]])
