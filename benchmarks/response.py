@@ -53,6 +53,7 @@ SCALES = (0.5, 1.0, 2.0)  # times what each source's own scale is; points take t
 POINTS = 24  # that a surface may be fitted to, but for --points
 FREE_LENGTH = 0.35  # of free displacements of random subsets, relative to what all tasks move
 SHARE = 0.3  # of its own task in what an anchored probe is trained on
+REGULARIZATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 DIGITS = 6
 
 
@@ -222,13 +223,17 @@ def merged(bench: Bench) -> dict[str, Any]:
     }
 
 
-def first_order(bench: Bench) -> dict[str, Any]:
-    """Return what the closed form says at each checkpoint, with the package's defaults."""
+def first_order(bench: Bench, levels: list[list[float]]) -> dict[str, Any]:
+    """Return what the closed form says at each checkpoint, alone and with the level that the way of training gives."""
     found = {}
     for checkpoint in checkpoint_steps(bench.run.output_dir):
-        estimator = SubsetEstimator(budget=bench.budget)
-        estimator.fit(run_stores(bench.run.output_dir, checkpoint), bench.run.config.target.task)
-        found[checkpoint] = np.round(estimator.predict(bench.truth.subsets), DIGITS).tolist()
+        stores = run_stores(bench.run.output_dir, checkpoint)
+        for regularization in REGULARIZATIONS:
+            for name, given in (("", None), (", on the way", levels)):
+                estimator = SubsetEstimator(regularization=regularization, budget=bench.budget)
+                estimator.fit(stores, bench.run.config.target.task, way=given)
+                values = np.round(estimator.predict(bench.truth.subsets), DIGITS).tolist()
+                found[f"{checkpoint}, λ {regularization:g}{name}"] = values
     return {"name": "first-order", "cost": 0.0, "estimates": found}
 
 
@@ -247,9 +252,12 @@ def main() -> int:
     else:
         pipeline.collect(run)
     bench = Bench(options.study, run, options.points, not options.surface_only)
+    path = RESULTS / f"response_{options.study}.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    found, levels = known.get("sources", {}), known.get("way") or way(bench)
     quarter = "anchored, a quarter of the steps"
     sources: dict[str, Callable[[], dict[str, Any]]] = {
-        "first-order": lambda: first_order(bench),
+        "first-order": lambda: first_order(bench, levels),
         "free-half": lambda: ask(bench, free(bench, "half")),
         "free-end": lambda: ask(bench, free(bench, "end")),
         "free-10%": lambda: ask(bench, free(bench, "10%")),
@@ -258,9 +266,6 @@ def main() -> int:
         "anchored": lambda: ask(bench, anchored(bench, "anchored", 1.0)),
         "merged": lambda: merged(bench),
     }
-    path = RESULTS / f"response_{options.study}.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    found, levels = known.get("sources", {}), known.get("way") or way(bench)
     for name in options.only or sources:
         found[name] = {**sources[name](), "subsets": len(bench.truth.subsets)}
         write_json(

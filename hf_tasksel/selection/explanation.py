@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .objective import Objective, flipped, nested_subsets
+from .objective import Objective, estimator_record, flipped, nested_subsets
 from .result import SelectionResult, SelectionStep, with_gains
 
 
@@ -62,7 +62,7 @@ def explain(
         path=with_gains(steps),
         scores=scores,
         cost_per_token=objective.cost_per_token,
-        estimator={**objective.estimator.get_params(), "source": objective.estimator.source},
+        estimator=estimator_record(objective.estimator),
         true_runs=objective.estimator.num_true_runs_,
     )
 

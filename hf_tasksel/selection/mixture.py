@@ -14,6 +14,7 @@ from ..core.files import file_in, read_json, write_json
 from ..estimation.estimator import SubsetEstimator
 from .dataset_mixture import dataset_mixture
 from .greedy import forward_selection
+from .objective import estimator_record
 from .simplex import minimize_on_simplex
 
 MIXTURE_FILE = "mixture.json"
@@ -134,5 +135,5 @@ def optimize_mixture(
         estimate_best_subset=subset.estimate,
         best_subset=subset.selected,
         path=path,
-        estimator={**estimator.get_params(), "source": estimator.source},
+        estimator=estimator_record(estimator),
     )

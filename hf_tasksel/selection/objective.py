@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -86,3 +87,9 @@ def nested_subsets(ranking: Sequence[int], sizes: Iterable[int]) -> np.ndarray:
     """Return 0/1 rows (m, n) of the first `size` tasks of a ranking of all n tasks, for each size."""
     place = np.argsort(ranking)
     return np.stack([(place < size).astype(float) for size in sizes])
+
+
+def estimator_record(estimator: SubsetEstimator) -> dict[str, Any]:
+    """Return what goes on record about an estimator: its parameters and, if known, where its estimates come from."""
+    source = getattr(estimator, "source", None)
+    return {**estimator.get_params(), **({"source": source} if source else {})}
