@@ -215,9 +215,8 @@ class SubsetEstimator(BaseEstimator):
         if self.response_ is not None:
             return self.response_.difference(first, second)
         if self.way_ is not None:
-            (a, slope), (b, other) = self._from_way(first), self._from_way(second)
-            changes = zip(self._changes(first), self._changes(second), strict=True)
-            rows = [(slope[:, None] * x - other[:, None] * y, dev) for (x, dev), (y, _) in changes]
+            (a, of_first), (b, of_second) = self._on_the_way(first), self._on_the_way(second)
+            rows = [(x - y, dev) for (x, dev), (y, _) in zip(of_first, of_second, strict=True)]
             return a - b, over_expansions(rows)[1]
         rows = [
             (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
@@ -230,8 +229,8 @@ class SubsetEstimator(BaseEstimator):
         if self.response_ is not None:
             return self.response_.predict(weights)
         if self.way_ is not None:
-            losses, slope = self._from_way(weights)
-            return losses, over_expansions([(slope[:, None] * x, dev) for x, dev in self._changes(weights)])[1]
+            losses, rows = self._on_the_way(weights)
+            return losses, over_expansions(rows)[1]
         return over_expansions([(self._rows(surrogates, dev, weights), dev) for surrogates, dev in self.expansions_])
 
     def _changes(self, weights: np.ndarray) -> list[tuple[Tensor, DevStatistics]]:
@@ -242,17 +241,18 @@ class SubsetEstimator(BaseEstimator):
             found.append((rows / float(dev.value @ dev.share), dev))
         return found
 
-    def _from_way(self, weights: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        """Return losses (m,) that keep to the way of training, and their derivatives by the change of the choice.
+    def _on_the_way(self, weights: np.ndarray) -> tuple[np.ndarray, list[tuple[Tensor, DevStatistics]]]:
+        """Return losses (m,) that keep to the way of training, and for each expansion what every dev sample adds.
 
         A change x of the loss by a share multiplies it by exp(x) where it is lower and by 1 + x where it is higher.
         """
         assert self.way_ is not None
-        known = level(self.way_, weights, self.task_samples_, self.budget)
-        change = over_expansions(self._changes(weights))[0]
+        known, changes = level(self.way_, weights, self.task_samples_, self.budget), self._changes(weights)
+        change = over_expansions(changes)[0]
         lower = np.exp(np.minimum(change, 0))
         slope = torch.from_numpy(known * lower).to(self.expansions_[0][1].share)
-        return known * np.where(change < 0, lower, 1 + change), slope
+        losses = known * np.where(change < 0, lower, 1 + change)
+        return losses, [(slope[:, None] * rows, dev) for rows, dev in changes]
 
     def _rows(self, surrogates: list[Surrogate], dev: DevStatistics, weights: np.ndarray) -> Tensor:
         """Return (m, k) estimates of every dev sample."""
