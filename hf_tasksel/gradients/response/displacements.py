@@ -42,9 +42,6 @@ class Displacements(Protocol):
     def centred(self, shares: Tensor | None = None) -> Displacements:
         """Subtract the mean over tasks, weighted by `shares` (n,); every task the same if None."""
 
-    def beside(self, name: str, direction: Direction) -> Displacements:
-        """Add one more direction, under a name of its own, behind those of the tasks."""
-
     def typical_length(self, coefficients: Tensor) -> float:
         """Return the root mean square length of Σ_k s_k d_k over coefficients (m, n)."""
 
@@ -110,11 +107,6 @@ class StackedDisplacements:
             self.task_names, {n: part + direction[n].to(part) for n, part in self.parts.items()}
         )
 
-    def beside(self, name: str, direction: Direction) -> StackedDisplacements:
-        """See `Displacements`."""
-        parts = {n: torch.cat([part, direction[n][None].to(part)]) for n, part in self.parts.items()}
-        return StackedDisplacements((*self.task_names, name), parts)
-
     def typical_length(self, coefficients: Tensor) -> float:
         """See `Displacements`."""
         s = coefficients.double()
@@ -179,11 +171,6 @@ class LoadedDisplacements:
         weights = torch.ones(len(self.task_names), dtype=torch.float64) if shares is None else shares
         mean = self.combine(weights / weights.sum())
         return LoadedDisplacements(self.task_names, lambda k: {n: d - mean[n] for n, d in self.load(k).items()})
-
-    def beside(self, name: str, direction: Direction) -> LoadedDisplacements:
-        """See `Displacements`."""
-        last = len(self.task_names)
-        return LoadedDisplacements((*self.task_names, name), lambda k: direction if k == last else self.load(k))
 
     def typical_length(self, coefficients: Tensor) -> float:
         """See `Displacements`."""

@@ -44,7 +44,7 @@ def test_displacements_that_are_loaded_are_those_in_memory():
     shares = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     for mine, other in ((loaded, d), (loaded.centred(shares).scaled(2.0), d.centred(shares).scaled(2.0))):
         assert mine.typical_length(s) == pytest.approx(other.typical_length(s))
-        mine, other, point = mine.beside("more", gradient), other.beside("more", gradient), torch.randn(4).double()
+        point = torch.randn(3).double()
         assert mine.task_names == other.task_names
         torch.testing.assert_close(mine.combine(point), other.combine(point))
         torch.testing.assert_close(mine.combine(0 * point), other.combine(0 * point))
@@ -139,11 +139,7 @@ def test_least_squares_give_back_a_linear_response():
         least_squares(points[:1])
 
 
-def test_a_direction_lies_beside_those_of_the_tasks_and_lengths_are_those_of_what_is_displaced():
-    d, extra = directions(0), {name: part[0] for name, part in directions(5).parts.items()}
-    more, s = d.beside("length", extra), torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).double()
-    assert more.task_names == ("t0", "t1", "t2", "length")
-    moved = more.combine(s[0])
-    torch.testing.assert_close(moved["a"], d.combine(s[0, :3])["a"] + s[0, 3] * extra["a"])
-    squares = [sum(float(part.square().sum()) for part in more.combine(row).values()) for row in s]
-    assert more.typical_length(s) == pytest.approx((sum(squares) / 6) ** 0.5)
+def test_lengths_are_those_of_what_is_displaced():
+    d, s = directions(0), torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).double()
+    squares = [sum(float(part.square().sum()) for part in d.combine(row).values()) for row in s]
+    assert d.typical_length(s) == pytest.approx((sum(squares) / 6) ** 0.5)
