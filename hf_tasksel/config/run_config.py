@@ -159,6 +159,12 @@ class RunConfig(ModelConfig, DataConfig):
         return epochs[1] / epochs[0] * batches[0] / batches[1]
 
     @property
+    def fine_tunes_as_meta(self) -> bool:
+        """Whether a fine-tune on all tasks is what meta training was, so that its loss is known."""
+        changed = {key for key, value in audible(self.fine_tuning).items() if self.meta.get(key) != value}
+        return not changed and not set(audible(self.meta)) - set(INHERITED)
+
+    @property
     def compare_with(self) -> list[str]:
         """Which models the selection is compared with: `base` and `all` unless `fine_tuning` says else.
 

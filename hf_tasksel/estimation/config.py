@@ -16,15 +16,16 @@ class EstimatorConfig:
         surrogate, regularization, device: see `SubsetEstimator`; several surrogates are averaged.
         checkpoint: which gradient store to expand at: the first of `gradients.checkpoints` if None, another of them,
             `average` for all of them, or `best`: what predicts the run's true fine-tunes best (after `verify`).
-        budget_multiple: fine-tunes on all tasks that one is ready to pay on top of meta training: losses are those of
-            the real model at displaced adapters, see `plan_probes`; None for the surrogate alone.
+        budget_multiple: fine-tunes on all tasks that one is at most ready to pay on top of meta training: for losses
+            that estimates keep to, and for asking the real model at displaced adapters where the surrogate is out of
+            its depth or where there is enough for probes; see `plan_probes`. None for neither.
         budget: what the fine-tunes hold fixed, `steps` or `epochs`; by default what `fine_tuning` (or `meta`) says.
     """
 
     surrogate: str | list[str] = "default"
     regularization: float | None = None
     checkpoint: Any = None
-    budget_multiple: float | None = None
+    budget_multiple: float | None = 1.0
     budget: str | None = None
     device: str = "cpu"
 

@@ -82,7 +82,7 @@ class SubsetEstimator(BaseEstimator):
             target: name of the task whose dev samples are in the store, or names with weights.
             response: where the real model was asked about displaced adapters (`hf-tasksel probe`): losses are then
                 those of its surface, and not those of the surrogate.
-            way: parts of the meta training, rising up to 1, with the target's dev loss after each, such as
+            way: parts of a training on all tasks, rising up to 1, with the target's dev loss after each, such as
                 `[(1.0, loss)]` for the finished adapter: estimates then keep to the losses that are known, of training
                 on all tasks for as long as the subset trains, and the surrogate only says by what share the choice of
                 tasks changes them. None of them is below zero.
@@ -240,6 +240,15 @@ class SubsetEstimator(BaseEstimator):
             rows = self._rows(surrogates, dev, weights) - self._rows(surrogates, dev, everything)
             found.append((rows / float(dev.value @ dev.share), dev))
         return found
+
+    def typical_change(self) -> float:
+        """Return by what share random halves of the tasks change the loss, by the surrogate: a root mean square.
+
+        Beyond about a half it is no small change, and a linearisation is out of its depth.
+        """
+        check_is_fitted(self)
+        changes = self._changes(random_halves(len(self.task_names_)))
+        return float(np.sqrt(np.square(over_expansions(changes)[0]).mean()))
 
     def _on_the_way(self, weights: np.ndarray) -> tuple[np.ndarray, list[tuple[Tensor, DevStatistics]]]:
         """Return losses (m,) that keep to the way of training, and for each expansion what every dev sample adds.

@@ -6,7 +6,7 @@ import re
 
 from ..core.errors import ConfigError, did_you_mean
 
-DEFAULT_CHECKPOINTS = ("10%", "half")
+DEFAULT_CHECKPOINTS = ("half",)
 SHARE = re.compile(r"\d+(\.\d+)?%")
 
 

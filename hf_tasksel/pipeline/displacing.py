@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..records.stores import checkpoint_steps
 from ..training.models import add_lora
 from .context import Run
 from .probe_plan import ROWS_PER_TASK, SHARE
-from .training_steps import trained_shares, training_steps
+from .training_steps import training_steps
 
 RELATIVE_LENGTH = 0.25  # of random subsets' displacements by gradients, to what training on all tasks moves
 LENGTHS = (0.5, 1.0, 2.0)  # times that: how far subsets move is known no better
@@ -62,27 +61,6 @@ def by_gradients(run: Run, folder: Path) -> tuple[Direction, Displacements]:
     moved = difference(read_factors(run.output_dir / "meta"), fresh_adapter(run))
     length = found.typical_length(torch.from_numpy(coefficients(weights, samples)))
     return centre, found.scaled(RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / length)
-
-
-def way_of_training(run: Run) -> dict[float, dict[str, torch.Tensor]]:
-    """Return adapters after parts of meta training, by learning rate: the kept ones, and half way between them.
-
-    Where steps are fixed every fine-tune takes all of it: only the finished adapter is needed.
-    """
-    end = read_factors(run.output_dir / "meta")
-    if run.config.budget == "steps":
-        return {1.0: end}
-    args, steps = run.materials.meta_args, training_steps(run.materials.meta_args, num_rows(run))
-    marks = [step for step in sorted({*checkpoint_steps(run.output_dir).values()}) if step < steps]
-    adapters = [read_factors(run.output_dir / "meta" / f"checkpoint-{step}") for step in marks]
-    known = list(
-        zip([0.0, *trained_shares(args, steps, marks), 1.0], [fresh_adapter(run), *adapters, end], strict=True)
-    )
-    way = {}
-    for (before, first), (after, second) in pairwise(known):
-        way[before] = first
-        way[(before + after) / 2] = {name: (first[name].to(part) + part) / 2 for name, part in second.items()}
-    return {**way, 1.0: end}
 
 
 def gradient_step(run: Run) -> int:

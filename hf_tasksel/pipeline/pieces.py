@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,14 +45,14 @@ class Stage:
     Attributes:
         name: the command that ends with it.
         reads, writes: files and folders in the run's folder.
-        pieces: what it consists of, once the stages before it are done.
+        pieces: what it consists of, once the stages before it are done; each is done before the next is asked for.
         work: does one piece; returns what goes on record about it.
     """
 
     name: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    pieces: Callable[[Run], list[Piece]]
+    pieces: Callable[[Run], Iterable[Piece]]
     work: Callable[[Run, Piece], dict[str, Any]]
 
 

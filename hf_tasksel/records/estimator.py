@@ -13,6 +13,7 @@ from ..core.errors import ConfigError
 from ..estimation.comparison import calibrate_with, cross_calibrated
 from ..estimation.estimator import SubsetEstimator
 from ..estimation.response import RESPONSE_FILE, ResponseEstimate
+from .known_losses import KnownLosses
 from .stores import checkpoint_steps, run_stores
 from .true_runs import true_losses
 
@@ -35,26 +36,41 @@ def fit_run_estimator(
         checkpoint: a kept meta checkpoint, `average`, or `best`: the one that predicts the run's true fine-tunes best.
         surrogate, regularization: see `SubsetEstimator`.
 
-    A response estimate that the run's budget paid for is used unless something else is asked for here.
+    Estimates keep to the losses that are known. They are read from the response estimate where the run asked the real
+    model, unless something else is asked for here.
 
     Raises:
         ConfigError: for a checkpoint that was not kept, and for `best` without true fine-tunes.
         StoreError: when a store is missing or unfinished.
     """
+    estimator = unfitted(config, surrogate, regularization)
+    known, is_plain = KnownLosses.load(output_dir), (checkpoint, surrogate, regularization) == (None, None, None)
+    asked = known is not None and known.asks_model and is_plain
+    response = ResponseEstimate.load(output_dir / RESPONSE_FILE) if asked else None
+    checkpoint = checkpoint or config.checkpoint
+    if checkpoint == BEST:
+        checkpoint = best_checkpoint(output_dir, estimator, config)
+    stores = run_stores(output_dir, checkpoint)
+    return estimator.fit(stores, config.target.task, response, None if known is None else known.way)
+
+
+def unfitted(config: RunConfig, surrogate: str | None = None, regularization: float | None = None) -> SubsetEstimator:
+    """Return a run's estimator before it is fitted; what is None is as the configuration says."""
     options = config.estimator
-    estimator = SubsetEstimator(
+    return SubsetEstimator(
         surrogate or options.surrogate,
         options.regularization if regularization is None else regularization,
         config.budget,
         config.relative_steps,
         options.device,
     )
-    path, is_plain = output_dir / RESPONSE_FILE, (checkpoint, surrogate, regularization) == (None, None, None)
-    response = ResponseEstimate.load(path) if options.budget_multiple and path.is_file() and is_plain else None
-    checkpoint = checkpoint or config.checkpoint
-    if checkpoint == BEST:
-        checkpoint = best_checkpoint(output_dir, estimator, config)
-    return estimator.fit(run_stores(output_dir, checkpoint), config.target.task, response)
+
+
+def surrogate_change(output_dir: Path, config: RunConfig) -> float:
+    """Return by what share random halves of the tasks change the loss, by a run's surrogate; see `typical_change`."""
+    checkpoint = AVERAGE if config.checkpoint == BEST else config.checkpoint
+    estimator = unfitted(config).fit(run_stores(output_dir, checkpoint), config.target.task, way=[[1.0, 1.0]])
+    return estimator.typical_change()
 
 
 def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, config: RunConfig) -> str:
@@ -70,9 +86,10 @@ def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, config: RunCon
         raise ConfigError(
             f"checkpoint 'best' needs true fine-tunes, and {output_dir} has none: run `hf-tasksel verify` first"
         )
-    errors = {}
+    errors, known = {}, KnownLosses.load(output_dir)
     for name in [*checkpoint_steps(output_dir), AVERAGE]:
-        estimator.fit(run_stores(output_dir, name), config.target.task)
+        stores = run_stores(output_dir, name)
+        estimator.fit(stores, config.target.task, way=None if known is None else known.way)
         mean, _ = cross_calibrated(estimator, subsets, losses)
         errors[name] = np.abs(mean - [np.mean(same) for same in losses])
     return surely_best(errors)

@@ -78,6 +78,11 @@ class RunRecord:
         """Return what a finished stage was made from, or None."""
         return self.values["stages"].get(stage, {}).get("fingerprint")
 
+    def fingerprints(self, start: str) -> dict[str, str]:
+        """Return those of all finished stages whose names begin so."""
+        stages = sorted(self.values["stages"].items())
+        return {name: stage["fingerprint"] for name, stage in stages if name.startswith(start)}
+
     def settings(self, stage: str) -> dict[str, Any]:
         """Return the settings a finished stage was made with."""
         return dict(self.values["stages"].get(stage, {}).get("settings", {}))

@@ -26,8 +26,8 @@ from hf_tasksel.pipeline.displacing import (
     fresh_adapter,
     gradient_step,
     num_rows,
-    way_of_training,
 )
+from hf_tasksel.pipeline.levels import level_rows, way_of_training
 from hf_tasksel.pipeline.probe_plan import (
     FEWEST_POINTS,
     GRADIENTS,
@@ -36,12 +36,15 @@ from hf_tasksel.pipeline.probe_plan import (
     PROBES,
     ROWS_PER_TASK,
     SHARE,
+    affordable,
     ladder,
     plan_probes,
+    wanted_levels,
 )
 from hf_tasksel.pipeline.stages import probing
 from hf_tasksel.pipeline.training_steps import trained_shares, training_steps
-from hf_tasksel.records.estimator import fit_run_estimator
+from hf_tasksel.records.estimator import fit_run_estimator, surrogate_change
+from hf_tasksel.records.known_losses import KnownLosses
 from hf_tasksel.records.stores import checkpoint_steps
 from hf_tasksel.training.evaluation import mean_loss
 
@@ -61,10 +64,10 @@ def test_a_budget_is_spent_on_probes_and_evaluations():
     rows = np.full(10, 100)
     rich = plan_probes(100, arguments(), rows, 20)
     assert (rich.displaced_by, rich.steps, rich.points) == (PROBES, 100, MOST_POINTS)
-    assert rich.cost == pytest.approx(10 + (MOST_POINTS + 1) * 0.02)
+    assert rich.asking_cost == pytest.approx(10 + (MOST_POINTS + 1) * 0.02)
     plan = plan_probes(3, arguments(), rows, 100)
     assert (plan.displaced_by, plan.steps, plan.points) == (GRADIENTS, 0, 19)
-    assert plan.cost == pytest.approx(1 + 20 * 0.1)
+    assert plan.asking_cost == pytest.approx(1 + 20 * 0.1)
     assert plan_probes(3, arguments(), rows, 20).points == MOST_POINTS
     assert plan_probes(11.6, arguments(), rows, 20).displaced_by == PROBES
     assert plan_probes(10, arguments(), rows, 20).displaced_by == GRADIENTS
@@ -73,19 +76,116 @@ def test_a_budget_is_spent_on_probes_and_evaluations():
 def test_gradients_and_a_few_evaluations_are_the_least_there_is():
     plan = plan_probes(1, arguments(), np.full(10, 100), 300)
     assert (plan.displaced_by, plan.points) == (GRADIENTS, FEWEST_POINTS)
-    assert plan.cost == pytest.approx(1 + (FEWEST_POINTS + 1) * 0.3)
+    assert plan.asking_cost == pytest.approx(1 + (FEWEST_POINTS + 1) * 0.3)
     many = plan_probes(1, arguments(), np.full(10, 10_000), 1)
-    assert many.cost == pytest.approx(10 * ROWS_PER_TASK / 1000 + (many.points + 1) / 1000)
+    assert many.asking_cost == pytest.approx(10 * ROWS_PER_TASK / 1000 + (many.points + 1) / 1000)
 
 
 def test_a_plan_shows_what_budgets_pay_for():
     rows = ladder(arguments(), np.full(10, 100), 20, own=5.0)
     assert [row["budget_multiple"] for row in rows] == [*LADDER[:2], 5.0, *LADDER[2:]]
     assert rows[-1]["displaced_by"] == PROBES
-    assert rows[1]["cost"] <= 3
+    assert rows[1]["asking_cost"] <= 3
 
 
-def test_the_real_model_is_asked_where_gradients_lead(run_values):
+def test_known_losses_are_paid_for_first():
+    assert affordable((0.25, 0.5), 1) == (0.25, 0.5)
+    assert affordable((0.25, 0.5), 0.6) == (0.5,)
+    assert affordable((0.25, 0.5, 1.0), 1.3) == (0.25, 1.0)
+    assert affordable((0.25, 0.5), 0.1) == ()
+    plan = plan_probes(12, arguments(), np.full(10, 100), 20, (0.25, 0.5))
+    assert (plan.level_cost, plan.displaced_by) == (
+        0.75,
+        GRADIENTS,
+    )  # of the 11.25 that are left, probes cost too much
+    assert plan_probes(13, arguments(), np.full(10, 100), 20, (0.25, 0.5)).displaced_by == PROBES
+
+
+def test_what_meta_training_does_not_say_is_wanted(run_values):
+    def wanted(**changes):
+        return wanted_levels(RunConfig.from_dict({**run_values, **changes}))
+
+    epochs = {"num_train_epochs": 1, "per_device_train_batch_size": 8}
+    assert wanted() == ()
+    assert wanted(meta=epochs) == (0.25, 0.5)
+    assert wanted(meta=epochs, fine_tuning={"learning_rate": 0.5}) == (0.25, 0.5, 1.0)
+    assert wanted(fine_tuning={"learning_rate": 0.5}) == (1.0,)
+    assert wanted(meta={**run_values["meta"], "max_grad_norm": 0.5}) == (1.0,)  # fine-tunes do not take it over
+    assert wanted(fine_tuning={"logging_steps": 3, "compare_with": ["base"]}) == ()
+
+
+@pytest.fixture
+def distrust(monkeypatch):
+    """No surrogate is believed, so that the real model is asked."""
+    monkeypatch.setattr(probing, "TRUSTED_CHANGE", -1.0)
+
+
+def dev_loss(run, folder):
+    model = run.materials.measurable(folder)
+    return mean_loss(model, run.materials.tokenizer, run.materials.tokenized["dev"], 8)
+
+
+def test_estimates_keep_to_the_loss_of_meta_training(run_values):
+    run = Run(RunConfig.from_dict(run_values), lambda message: None)
+    pipeline.select(run)
+    known = KnownLosses.load(run.output_dir)
+    assert known.way == [[1.0, pytest.approx(dev_loss(run, run.output_dir / "meta"), rel=1e-6)]]
+    assert not known.asks_model
+    assert not (run.output_dir / "response.json").exists()
+    estimator = fit_run_estimator(run.output_dir, run.config)
+    everything = run.materials.splits.task_names
+    assert estimator.predict([everything])[0] == pytest.approx(known.way[0][1])
+    assert known.typical_change == pytest.approx(estimator.typical_change())
+    assert surrogate_change(run.output_dir, run.config) == pytest.approx(estimator.typical_change())
+
+
+def test_shorter_trainings_say_what_fewer_epochs_come_to(run_values):
+    meta = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    run = probed(run_values, 1, meta=meta)
+    pipeline.probe(run)
+    known, tasks = KnownLosses.load(run.output_dir), np.asarray(run.materials.tokenized["train"]["task"])
+    assert [part for part, _ in known.way] == [0.0, 0.25, 0.5, 1.0]
+    for part in (0.25, 0.5):
+        folder = run.output_dir / "probes" / f"level-{part:g}"
+        assert dict(known.way)[part] == pytest.approx(dev_loss(run, folder), rel=1e-6)
+        counts = np.bincount(tasks[level_rows(tasks, part)])
+        assert counts.tolist() == [max(1, round(part * count)) for count in np.bincount(tasks)]
+    assert dict(known.way)[0.0] == pytest.approx(dev_loss(run, None), rel=1e-5)
+
+
+def test_other_fine_tunes_than_meta_training_are_known_by_the_one_on_all_tasks(run_values):
+    run = probed(run_values, 1, fine_tuning={"learning_rate": 3e-3, "compare_with": ["all"]})
+    pipeline.select(run)
+    known = KnownLosses.load(run.output_dir)
+    assert known.way == [[1.0, pytest.approx(dev_loss(run, run.output_dir / "compare" / "all-tasks"), rel=1e-6)]]
+    adapter = run.output_dir / "compare" / "all-tasks" / "adapter_model.safetensors"
+    first = adapter.stat().st_mtime_ns
+    rows = {row.model: row for row in pipeline.fine_tune_selected(run)}
+    assert adapter.stat().st_mtime_ns == first  # trained once
+    assert rows["all tasks"].estimated_loss == pytest.approx(rows["all tasks"].dev_loss, rel=1e-6)
+
+
+def test_a_surrogate_out_of_its_depth_gives_way_to_the_real_model(run_values, distrust):
+    said = []
+    run = Run(RunConfig.from_dict(run_values), said.append)
+    selection = pipeline.select(run)
+    assert KnownLosses.load(run.output_dir).asks_model
+    assert any("the real model is asked instead" in line for line in said)
+    response = ResponseEstimate.load(run.output_dir / "response.json")
+    estimator = fit_run_estimator(run.output_dir, run.config)
+    assert estimator.source.startswith("the real model")
+    assert selection.estimate == pytest.approx(response.predict(estimator.task_weights([selection.selected]))[0][0])
+    alone = fit_run_estimator(run.output_dir, run.config, surrogate="inner_product")
+    assert alone.response_ is None  # asked for by name
+    said.clear()
+    without = probed({**run_values, "output_dir": str(run.output_dir)}, None)
+    without._say = said.append
+    pipeline.select(without)
+    assert any("set estimator.budget_multiple to 1" in line for line in said)
+    assert fit_run_estimator(run.output_dir, without.config).response_ is None
+
+
+def test_the_real_model_is_asked_where_gradients_lead(run_values, distrust):
     run = probed(run_values, 1)
     pipeline.probe(run)
     estimate = ResponseEstimate.load(run.output_dir / "response.json")
@@ -152,10 +252,9 @@ def test_the_real_model_is_asked_where_probes_lead(run_values):
 
 def test_epochs_are_fewer_along_the_way_that_meta_training_went(run_values):
     meta = {**run_values["meta"], "max_steps": -1, "num_train_epochs": 1}
-    run = probed(run_values, 1, meta=meta)
+    run = probed(run_values, None, meta=meta)
     pipeline.probe(run)
-    estimate = ResponseEstimate.load(run.output_dir / "response.json")
-    folder, way = run.output_dir / "meta", way_of_training(run)
+    folder, way = run.output_dir / "meta", way_of_training(run, ())
     steps = sorted(set(checkpoint_steps(run.output_dir).values()))
     args, total = run.materials.meta_args, training_steps(run.materials.meta_args, num_rows(run))
     shares = trained_shares(args, total, steps)
@@ -170,7 +269,7 @@ def test_epochs_are_fewer_along_the_way_that_meta_training_went(run_values):
     for name, part in half_way.items():
         torch.testing.assert_close(part, (adapters[0][name] + adapters[1][name]) / 2)
     model = run.materials.measurable(folder, is_trainable=True)
-    for part, loss in estimate.way:
+    for part, loss in KnownLosses.load(run.output_dir).way:
         move_to(model, way[part])
         assert loss == pytest.approx(
             mean_loss(model, run.materials.tokenizer, run.materials.tokenized["dev"], 8), rel=1e-4
@@ -201,11 +300,7 @@ def test_an_interrupted_stage_goes_on_with_the_next_probe(run_values, monkeypatc
     pipeline.probe(probed(run_values, 50))
 
 
-def test_nothing_is_probed_without_a_budget(run_values):
-    run = Run(RunConfig.from_dict(run_values), lambda message: None)
-    assert probing.pieces(run) == []
-    with pytest.raises(ConfigError, match=r"estimator\.budget_multiple is not set"):
-        pipeline.probe(run)
+def test_a_budget_is_no_negative_number(run_values):
     with pytest.raises(ConfigError, match="budget_multiple must be above 0"):
         RunConfig.from_dict({**run_values, "estimator": {"budget_multiple": 0}})
 

@@ -24,17 +24,18 @@ from ..pieces import Piece, Stage
 
 def pieces(run: Run) -> list[Piece]:
     """One search; it takes seconds, and is made again whenever something that it depends on has changed."""
-    config, stages = run.config, run.record.values["stages"]
+    config = run.config
     truth = true_losses(run.output_dir, config)
     settings = {
         "meta": run.record.fingerprint("meta"),
-        "gradients": {name: run.record.fingerprint(name) for name in sorted(stages) if name.startswith("gradients/")},
+        "gradients": run.record.fingerprints("gradients/"),
         "estimator": {
             **dataclasses.asdict(config.estimator),
             "budget": config.budget,
             "relative_steps": config.relative_steps,
         },
         "selection": dataclasses.asdict(config.selection),
+        "known_losses": run.record.fingerprint("known_losses"),
         "response": run.record.fingerprint("response"),
         "true_runs": value_fingerprint(truth) if truth[0] else None,
     }
@@ -71,7 +72,7 @@ def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
 
 STAGE = Stage(
     "select",
-    reads=("gradients/checkpoint-*/", "response.json", "truth/"),
+    reads=("gradients/checkpoint-*/", "known_losses.json", "response.json", "truth/"),
     writes=("selection.json", "estimates.parquet", "affinity.json"),
     pieces=pieces,
     work=work,
