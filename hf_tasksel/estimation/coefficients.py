@@ -1,13 +1,10 @@
-"""What a subset's fine-tune has of each task's displacement, and how much of a training on all tasks it takes."""
+"""What a subset trains on, beside all tasks: its share of each task's displacement, and how far it is from all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from ..core.errors import ConfigError, DataError
-from .surrogate import BUDGETS
+from ..core.errors import DataError
 
 
 def coefficients(weights: np.ndarray, samples: np.ndarray) -> np.ndarray:
@@ -35,45 +32,15 @@ def coefficients(weights: np.ndarray, samples: np.ndarray) -> np.ndarray:
     return shares
 
 
-def trained_part(weights: np.ndarray, samples: np.ndarray, budget: str) -> np.ndarray:
-    """Return (m,) which part of a training on all tasks a subset's fine-tune takes: its share of samples, or all.
+def divergence(weights: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Return (m,) Σ_k (q_k − p_k)² ÷ p_k: Pearson's χ² of what subsets train on from what all tasks train on.
+
+    For a subset whose tasks have a share τ of all samples it is 1 ÷ τ − 1.
 
     Args:
-        weights, samples: as of `coefficients`.
-        budget: what fine-tunes hold fixed: with `epochs`, smaller subsets train for fewer steps.
-
-    Raises:
-        ConfigError: for another budget.
+        weights, samples: as of `coefficients`; a task without samples adds nothing.
     """
-    if budget not in BUDGETS:
-        raise ConfigError(f"budget must be one of {list(BUDGETS)}, not {budget!r}")
-    if budget == "steps":
-        return np.ones(len(weights))
-    part: np.ndarray = np.asarray(weights, dtype=np.float64) @ samples / samples.sum()
-    return part
-
-
-def level(way: Sequence[Sequence[float]], weights: np.ndarray, samples: np.ndarray, budget: str) -> np.ndarray:
-    """Return (m,) the dev loss of training on all tasks for as long as each subset trains.
-
-    Args:
-        way: parts of a training on all tasks, rising up to 1, with the dev loss after each; straight lines between
-            their logarithms lie between, and before the first part the loss is as after it.
-        weights, samples, budget: as of `trained_part`.
-    """
-    parts, losses = np.asarray(way, dtype=np.float64).T
-    found: np.ndarray = np.exp(np.interp(trained_part(weights, samples, budget), parts, np.log(losses)))
+    shares = samples / samples.sum()
+    has = shares > 0
+    found: np.ndarray = (coefficients(weights, samples)[:, has] ** 2 / shares[has]).sum(1)
     return found
-
-
-def check_way(way: Sequence[Sequence[float]]) -> None:
-    """Refuse what is no way of training.
-
-    Raises:
-        DataError: when parts do not rise up to 1, or losses are not positive.
-    """
-    table = np.asarray(way, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] != 2 or table[-1, 0] != 1 or (np.diff(table[:, 0]) <= 0).any():
-        raise DataError(f"a way of training has rising parts of it up to 1, with a dev loss each, not {way}")
-    if not (np.isfinite(table).all() and (table[:, 1] > 0).all()):
-        raise DataError(f"a way of training has positive, finite dev losses, not {table[:, 1].tolist()}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..gradients.store.reader import GradientStore
 from .calibration import Calibration
-from .coefficients import check_way, level
+from .known_level import KnownLevel
 from .response import ResponseEstimate
 from .statistics import DevStatistics, dev_statistics, task_codes
 from .surrogate import Surrogate
@@ -41,8 +41,8 @@ class SubsetEstimator(BaseEstimator):
         task_samples_: (n,) training samples of each task.
         task_tokens_: (n,) their answer tokens.
         target_: the target, or several joined by ` + `.
-        way_: the way of training that estimates keep to; None for those of the surrogate alone.
-        response_: the response estimate that losses are read from; None for those of the surrogate.
+        loss_on_all_: the known loss that estimates keep to; None for those of the surrogate alone.
+        response_: the response estimate that changes are read from; None for those of the surrogate.
         num_dev_samples_: dev samples behind every estimate.
         calibration_: the posterior, after `calibrate`; None before.
         num_true_runs_: true fine-tunes that it was calibrated with.
@@ -71,8 +71,8 @@ class SubsetEstimator(BaseEstimator):
         self,
         store: GradientStore | Sequence[GradientStore],
         target: str | Mapping[str, float],
+        loss_on_all: float | None = None,
         response: ResponseEstimate | None = None,
-        way: Sequence[Sequence[float]] | None = None,
     ) -> SubsetEstimator:
         """Prepare estimates for one target, or for a weighted mean of several.
 
@@ -80,16 +80,15 @@ class SubsetEstimator(BaseEstimator):
             store: a gradient store, or several of the same tasks (meta checkpoints) to average over. Estimates are
                 also averaged over the projection seeds of a store.
             target: name of the task whose dev samples are in the store, or names with weights.
-            response: where the real model was asked about displaced adapters (`hf-tasksel probe`): losses are then
-                those of its surface, and not those of the surrogate.
-            way: parts of a training on all tasks, rising up to 1, with the target's dev loss after each, such as
-                `[(1.0, loss)]` for the finished adapter: estimates then keep to the losses that are known, of training
-                on all tasks for as long as the subset trains, and the surrogate only says by what share the choice of
-                tasks changes them. None of them is below zero.
+            loss_on_all: the target's dev loss after training on all tasks, as meta training ends with. Estimates then
+                keep to it: the surrogate only says by what share the choice of tasks changes it, none of them is below
+                zero, and all have standard deviations that hold what they are likely to err by; see `KnownLevel`.
+            response: where the real model was asked about displaced adapters (`hf-tasksel probe`): by what share tasks
+                change the loss is then read from its surface, and not from the surrogate. Needs `loss_on_all`.
 
         Raises:
-            DataError: when the target has no dev samples, a store no training samples, or the stores' (or the response
-                estimate's) tasks differ.
+            DataError: when the target has no dev samples, a store no training samples, the stores' (or the response
+                estimate's) tasks differ, or `loss_on_all` is no positive number.
             StoreError: when a store lacks the gradients that the surrogate needs.
         """
         self.__dict__.pop("calibration_", None)  # the mark of a finished fit
@@ -105,10 +104,12 @@ class SubsetEstimator(BaseEstimator):
         self.targets_ = {target: 1.0} if isinstance(target, str) else dict(target)
         self.target_ = " + ".join(self.targets_)
         classes = surrogate_classes(self.surrogate)
-        if way is not None:
-            check_way(way)
-        self.way_ = way
-        budget = self.budget if way is None else "steps"  # the way knows what fewer steps do
+        if loss_on_all is not None and not (np.isfinite(loss_on_all) and loss_on_all > 0):
+            raise DataError(f"loss_on_all must be a positive number, not {loss_on_all}")
+        if response is not None and loss_on_all is None:
+            raise DataError("a response estimate says by what share losses change: give fit the loss_on_all too")
+        self.loss_on_all_ = loss_on_all
+        budget = self.budget if loss_on_all is None else "steps"  # what fewer steps do is not left to the surrogate
         self.sketches_ = [(s, seed) for s in self.stores_ for seed in s.seeds]
         self.expansions_: list[tuple[list[Surrogate], DevStatistics]] = [
             (
@@ -117,16 +118,20 @@ class SubsetEstimator(BaseEstimator):
             )
             for s, seed in self.sketches_
         ]
-        if response is not None and (response.task_names, response.budget) != (first.task_names, self.budget):
+        if response is not None and response.task_names != first.task_names:
             raise DataError(
-                f"the response estimate is of the tasks {response.task_names} with {response.budget} fixed, the store "
-                f"of {first.task_names} with {self.budget} fixed: take both from one run"
+                f"the response estimate is of the tasks {response.task_names}, the store of {first.task_names}: take "
+                "both from one run"
             )
         self.response_ = response
         self.task_names_ = first.task_names
         self.num_dev_samples_ = len(self.expansions_[0][1].share)
         self._count_tasks(first)
-        self.calibration_: Calibration | None = None
+        self._prior: KnownLevel | None = None
+        if loss_on_all is not None:
+            spread = float(self._log_changes(random_halves(len(self.task_names_))).std())
+            self._prior = KnownLevel(loss_on_all, spread, self.task_samples_, self.budget)
+        self.calibration_: Calibration | KnownLevel | None = None
         self.num_true_runs_ = 0
         self._yardstick: tuple[float, float] | None = None
         if not self.gives_std:
@@ -138,12 +143,12 @@ class SubsetEstimator(BaseEstimator):
     @property
     def gives_std(self) -> bool:
         """Whether standard deviations are known: one dev row of a target says nothing of the spread over its rows."""
-        known = self.calibration_ is not None or self.response_ is not None
+        known = self.calibration_ is not None or self._prior is not None
         return known or bool((self.expansions_[0][1].target.bincount() > 1).all())
 
     @property
     def source(self) -> str:
-        """Where uncalibrated estimates come from, in words."""
+        """Where estimates come from, apart from true fine-tunes, in words."""
         if self.response_ is not None:
             return f"the real model, displaced by {self.response_.source}"
         names = [self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
@@ -171,9 +176,9 @@ class SubsetEstimator(BaseEstimator):
         Args:
             subsets: m subsets as lists of task names, or an (m, n) array of non-negative task weights (0/1 for
                 subsets).
-            return_std: also return standard deviations. After `calibrate` they are about a new fine-tune's loss;
-                before, they only hold what the projection, the choice of checkpoint and the dev samples contribute,
-                not the error of the linearisation, and are NaN where a target has one dev sample.
+            return_std: also return standard deviations, about a new fine-tune's loss. Without `loss_on_all`, and
+                before `calibrate`, they only hold what the projection, the choice of checkpoint and the dev samples
+                contribute, not the error of the linearisation, and are NaN where a target has one dev sample.
 
         Returns:
             (m,) estimated dev losses in nats per token, and with `return_std` (m,) standard deviations.
@@ -184,15 +189,20 @@ class SubsetEstimator(BaseEstimator):
         """
         check_is_fitted(self)
         weights = self.task_weights(subsets)
+        if not return_std and self.calibration_ is None:
+            return self._estimates(weights)
+        if known := self._known_level:
+            mean, std = known.predict(self._log_changes(weights), weights)
+            return (mean, std) if return_std else mean
         mean, std = self._first_order(weights)
-        if self.calibration_ is not None:
+        if isinstance(self.calibration_, Calibration):
             mean, std = self.calibration_.predict(mean, weights)
         return (mean, std) if return_std else mean
 
     def first_order(self, subsets: Subsets) -> np.ndarray:
         """Estimate target losses as `predict` does, but as they are without any calibration: (m,) nats per token."""
         check_is_fitted(self)
-        return self._first_order(self.task_weights(subsets))[0]
+        return self._estimates(self.task_weights(subsets))
 
     def predict_difference(self, subsets: Subsets, others: Subsets) -> tuple[np.ndarray, np.ndarray]:
         """Estimate by how much the loss of each subset is above that of another, with a standard deviation.
@@ -209,37 +219,31 @@ class SubsetEstimator(BaseEstimator):
         """
         check_is_fitted(self)
         first, second = self.task_weights(subsets), self.task_weights(others)
-        if self.calibration_ is not None:
+        if known := self._known_level:
+            return known.difference(self._log_changes(first), first, self._log_changes(second), second)
+        if isinstance(self.calibration_, Calibration):
             estimates = [self._first_order(weights)[0] for weights in (first, second)]
             return self.calibration_.difference(estimates[0], first, estimates[1], second)
-        if self.response_ is not None:
-            return self.response_.difference(first, second)
-        if self.way_ is not None:
-            (a, of_first), (b, of_second) = self._on_the_way(first), self._on_the_way(second)
-            rows = [(x - y, dev) for (x, dev), (y, _) in zip(of_first, of_second, strict=True)]
-            return a - b, over_expansions(rows)[1]
         rows = [
             (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
             for surrogates, dev in self.expansions_
         ]
         return over_expansions(rows)
 
-    def _first_order(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return uncalibrated estimates and standard deviations: of the surface, or over expansions and samples."""
-        if self.response_ is not None:
-            return self.response_.predict(weights)
-        if self.way_ is not None:
-            losses, rows = self._on_the_way(weights)
-            return losses, over_expansions(rows)[1]
-        return over_expansions([(self._rows(surrogates, dev, weights), dev) for surrogates, dev in self.expansions_])
+    @property
+    def _known_level(self) -> KnownLevel | None:
+        """Losses around the known one: given true fine-tunes, or before any."""
+        return self.calibration_ if isinstance(self.calibration_, KnownLevel) else self._prior
 
-    def _changes(self, weights: np.ndarray) -> list[tuple[Tensor, DevStatistics]]:
-        """Return, for each expansion, (m, k) by what share of the mean loss subsets change every dev sample's loss."""
-        everything, found = np.ones((1, len(self.task_names_))), []
-        for surrogates, dev in self.expansions_:
-            rows = self._rows(surrogates, dev, weights) - self._rows(surrogates, dev, everything)
-            found.append((rows / float(dev.value @ dev.share), dev))
-        return found
+    def _estimates(self, weights: np.ndarray) -> np.ndarray:
+        """Return uncalibrated estimates."""
+        if self._prior is not None:
+            return self._prior.losses(self._log_changes(weights), weights)
+        return self._first_order(weights)[0]
+
+    def _first_order(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the surrogate's own losses and standard deviations, over expansions and samples."""
+        return over_expansions([(self._rows(surrogates, dev, weights), dev) for surrogates, dev in self.expansions_])
 
     def typical_change(self) -> float:
         """Return by what share random halves of the tasks change the loss, by the surrogate: a root mean square.
@@ -247,21 +251,25 @@ class SubsetEstimator(BaseEstimator):
         Beyond about a half it is no small change, and a linearisation is out of its depth.
         """
         check_is_fitted(self)
-        changes = self._changes(random_halves(len(self.task_names_)))
-        return float(np.sqrt(np.square(over_expansions(changes)[0]).mean()))
+        return float(np.sqrt(np.square(self._changes(random_halves(len(self.task_names_)))).mean()))
 
-    def _on_the_way(self, weights: np.ndarray) -> tuple[np.ndarray, list[tuple[Tensor, DevStatistics]]]:
-        """Return losses (m,) that keep to the way of training, and for each expansion what every dev sample adds.
+    def _changes(self, weights: np.ndarray) -> np.ndarray:
+        """Return (m,) by what share of the loss subsets change it, by the surrogate."""
+        everything, found = np.ones((1, len(self.task_names_))), []
+        for surrogates, dev in self.expansions_:
+            rows = self._rows(surrogates, dev, weights) - self._rows(surrogates, dev, everything)
+            found.append(rows @ dev.share / float(dev.value @ dev.share))
+        return torch.stack(found).mean(0).cpu().numpy()
+
+    def _log_changes(self, weights: np.ndarray) -> np.ndarray:
+        """Return (m,) what subsets add to the logarithm of the loss of training on all tasks.
 
         A change x of the loss by a share multiplies it by exp(x) where it is lower and by 1 + x where it is higher.
         """
-        assert self.way_ is not None
-        known, changes = level(self.way_, weights, self.task_samples_, self.budget), self._changes(weights)
-        change = over_expansions(changes)[0]
-        lower = np.exp(np.minimum(change, 0))
-        slope = torch.from_numpy(known * lower).to(self.expansions_[0][1].share)
-        losses = known * np.where(change < 0, lower, 1 + change)
-        return losses, [(slope[:, None] * rows, dev) for rows, dev in changes]
+        if self.response_ is not None:
+            return self.response_.log_changes(weights)
+        change = self._changes(weights)
+        return np.where(change < 0, change, np.log1p(np.maximum(change, 0)))
 
     def _rows(self, surrogates: list[Surrogate], dev: DevStatistics, weights: np.ndarray) -> Tensor:
         """Return (m, k) estimates of every dev sample."""
@@ -302,7 +310,7 @@ class SubsetEstimator(BaseEstimator):
         return torch.stack(found).mean(0).cpu().numpy()
 
     def calibrate(self, subsets: Subsets, true_losses: Sequence[float] | np.ndarray) -> SubsetEstimator:
-        """Learn from true fine-tunes how estimates relate to measured losses; see `Calibration`.
+        """Learn from true fine-tunes how estimates relate to measured losses; see `KnownLevel` and `Calibration`.
 
         Args:
             subsets: k subsets that were really fine-tuned, as in `predict`; a subset may occur once per seed.
@@ -312,14 +320,16 @@ class SubsetEstimator(BaseEstimator):
             DataError: for unequal lengths or losses that are not finite; the estimator stays as it was.
         """
         check_is_fitted(self)
-        calibration = None
+        calibration: Calibration | KnownLevel | None = None
         if len(subsets) or len(true_losses):
-            weights = self.task_weights(subsets)
-            if self._yardstick is None:  # the same for every calibration
-                reference = self._first_order(random_halves(len(self.task_names_)))[0]
-                self._yardstick = float(reference.mean()), float(reference.std())
-            estimates = self._first_order(weights)[0]
-            calibration = Calibration(estimates, weights, np.asarray(true_losses), *self._yardstick)
+            weights, losses = self.task_weights(subsets), np.asarray(true_losses)
+            if self._prior is not None:
+                calibration = self._prior.given(self._log_changes(weights), weights, losses)
+            else:
+                if self._yardstick is None:  # the same for every calibration
+                    reference = self._first_order(random_halves(len(self.task_names_)))[0]
+                    self._yardstick = float(reference.mean()), float(reference.std())
+                calibration = Calibration(self._first_order(weights)[0], weights, losses, *self._yardstick)
         self.calibration_, self.num_true_runs_ = calibration, len(true_losses)
         return self
 

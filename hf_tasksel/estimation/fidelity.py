@@ -67,6 +67,7 @@ def measure_fidelity(
     true_losses: Sequence[Any] | np.ndarray,
     std: Sequence[float] | np.ndarray | None = None,
     seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Fidelity:
     """Compare estimates with true losses of the same subsets.
 
@@ -75,6 +76,7 @@ def measure_fidelity(
         true_losses: (m,) losses of true fine-tunes, or (m, s) with one column per seed, whose mean is the truth.
         std: (m,) standard deviations of the estimates, for the coverage of their 90 % intervals.
         seed: of the bootstrap.
+        resamples: of the bootstrap, for `intervals`.
 
     Raises:
         DataError: for fewer than 3 subsets, different lengths, or numbers that are not finite.
@@ -90,7 +92,7 @@ def measure_fidelity(
     figures = agreement(e, t)
     constant_error = float(np.mean(np.abs(leave_one_out_means(t) - t) / np.abs(t)))
     rng = np.random.default_rng(seed)
-    draws = [agreement(e[i], t[i]) for i in rng.integers(len(e), size=(RESAMPLES, len(e)))]
+    draws = [agreement(e[i], t[i]) for i in rng.integers(len(e), size=(resamples, len(e)))]
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     intervals = {k: np.quantile([draw[k] for draw in draws], tails).tolist() for k in figures}
     inside = None if spread is None else np.abs(table - e[:, None]) <= 1.645 * spread[:, None]

@@ -6,7 +6,6 @@ no prediction is below zero, conditioned on values and on all slopes (Rasmussen 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -69,49 +68,14 @@ class ResponseSurface:
         self.length, self.noise = max(pairs, key=lambda pair: self._condition(observed, across, *pair))
         self._condition(observed, across, self.length, self.noise)
 
-    def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return losses and their standard deviations at (m, n) points, each (m,); nats per token."""
-        losses = np.exp(self.log_losses(points))
-        return losses, self.deviation([(losses, points)])
-
     def log_losses(self, points: np.ndarray) -> np.ndarray:
         """Return the expected logarithms of losses at (m, n) points, (m,)."""
-        place = self._place(points)
-        across = ((place.kernel @ self.across) * place.offset).sum(1)
-        found: np.ndarray = self.level + place.cross @ self.coefficients + across
-        return found
-
-    def deviation(self, terms: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return the standard deviation of Σ_j w_j f(x_j), f the logarithm of the loss, (m,).
-
-        What the surface does not know of several points cancels in differences: f(x) − f(x) is known for certain.
-
-        Args:
-            terms: weights w_j (m,) and points x_j (m, n).
-        """
-        places = [self._place(points) for _, points in terms]
-        weights = [weight for weight, _ in terms]
-        pairs = [(i, j) for i in range(len(terms)) for j in range(len(terms))]
-        variance = np.zeros(len(weights[0]))
-        for i, j in pairs:
-            squares = ((places[i].x - places[j].x) ** 2).sum(1)
-            variance += weights[i] * weights[j] * (CONSTANT + np.exp(-squares / (2 * self.length**2)))
-        known = sum(w[:, None] * place.cross for w, place in zip(weights, places, strict=True))
-        variance -= np.einsum("ij,ji->i", known, cho_solve(self.factor, np.asarray(known).T))
-        if self.has_slopes:
-            kernels = [w[:, None] * place.kernel for w, place in zip(weights, places, strict=True)]
-            solved = [cho_solve(self.across_factor, kernel.T) for kernel in kernels]
-            for i, j in pairs:
-                along = (places[i].offset * places[j].offset).sum(1)
-                variance -= np.einsum("ij,ji->i", kernels[i], solved[j]) * along
-        return np.sqrt(self.variance * np.maximum(variance, 0))
-
-    def _place(self, points: np.ndarray) -> Place:
-        """Return points in the surface's units, and their covariances with what was observed."""
         x = (np.asarray(points, dtype=np.float64) - self.centre) / self.unit
-        kernel = squared_exponential(x, self.x, self.length)
         cross = covariances(x, self.x, self.length, self.basis if self.has_slopes else None)
-        return Place(x, cross, kernel / self.length**2, x - x @ self.basis @ self.basis.T)
+        kernel = squared_exponential(x, self.x, self.length) / self.length**2
+        offset = x - x @ self.basis @ self.basis.T  # from the span of the basis
+        found: np.ndarray = self.level + cross @ self.coefficients + ((kernel @ self.across) * offset).sum(1)
+        return found
 
     def _condition(self, observed: np.ndarray, across: np.ndarray, length: float, noise: float) -> float:
         """Condition the process on what was observed, and return the logarithm of its marginal likelihood.
@@ -121,37 +85,20 @@ class ResponseSurface:
         """
         kernel = joint_covariances(self.x, length, self.basis if self.has_slopes else None)
         kernel[np.diag_indices_from(kernel)] += noise**2
-        self.factor = cho_factor(kernel, lower=True)
-        self.coefficients = cho_solve(self.factor, observed)
+        factor = cho_factor(kernel, lower=True)
+        self.coefficients = cho_solve(factor, observed)
         count, squares = len(observed), float(observed @ self.coefficients)
-        volume = float(np.log(np.diag(self.factor[0])).sum())
+        volume = float(np.log(np.diag(factor[0])).sum())
         self.across = np.zeros_like(across)
         if self.has_slopes:
             directions = across.shape[1] - self.basis.shape[1]
             kernel = squared_exponential(self.x, self.x, length) / length**2
-            self.across_factor = cho_factor(kernel + noise**2 * np.eye(len(kernel)), lower=True)
-            self.across = cho_solve(self.across_factor, across)
+            factor = cho_factor(kernel + noise**2 * np.eye(len(kernel)), lower=True)
+            self.across = cho_solve(factor, across)
             count, squares = count + directions * len(across), squares + float((across * self.across).sum())
-            volume += directions * float(np.log(np.diag(self.across_factor[0])).sum())
-        self.variance = max(squares / count, 1e-24)  # its most likely value
-        return -0.5 * count * float(np.log(self.variance)) - volume
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where m points are: in the surface's units, and in its covariances.
-
-    Attributes:
-        x: (m, n) the points.
-        cross: covariances of values there with observed values, and with slopes along the basis.
-        kernel: (m, k) covariances with slopes across the basis, per unit of `offset`.
-        offset: (m, n) how far from the span of the basis the points are.
-    """
-
-    x: np.ndarray
-    cross: np.ndarray
-    kernel: np.ndarray
-    offset: np.ndarray
+            volume += directions * float(np.log(np.diag(factor[0])).sum())
+        variance = max(squares / count, 1e-24)  # its most likely value
+        return -0.5 * count * float(np.log(variance)) - volume
 
 
 def spanned(points: np.ndarray) -> np.ndarray:
@@ -219,6 +166,6 @@ def left_out_error(points: np.ndarray, losses: np.ndarray, slopes: np.ndarray | 
     for part in np.unique(fold):
         out, kept = fold == part, fold != part
         surface = ResponseSurface(points[kept], losses[kept], None if slopes is None else slopes[kept])
-        predicted[out], constant[out] = surface.predict(points[out])[0], losses[kept].mean()
+        predicted[out], constant[out] = np.exp(surface.log_losses(points[out])), losses[kept].mean()
     errors = (float(np.mean(np.abs(p - losses) / losses)) for p in (predicted, constant))
     return SurfaceError(predicted, losses, *errors)

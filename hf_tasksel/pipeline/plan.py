@@ -19,7 +19,7 @@ from ..gradients.costs import GradientCosts, gradient_costs
 from ..training.models import load_model_config, load_tokenizer, lora_config, quantization_config
 from .arguments import fine_tuning_arguments, meta_arguments
 from .chat_suggestion import suggest_chat
-from .probe_plan import ladder, wanted_levels
+from .probe_plan import ladder
 from .training_steps import samples_per_step, training_steps
 
 
@@ -72,7 +72,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         },
         "multiply_accumulates": macs,
         "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
-        "probes": ladder(final, task_rows, samples["dev"], config.estimator.budget_multiple, wanted_levels(config)),
+        "probes": ladder(config, final, task_rows, samples["dev"]),
         "notes": splits.report.lines() + [note for note in [suggest_chat(splits, tokenizer)] if note],
     }
 
@@ -171,14 +171,14 @@ def stages_table(plan: dict[str, Any]) -> Table:
 def probes_table(plan: dict[str, Any]) -> Table:
     """What each `estimator.budget_multiple` pays for."""
     table = Table(title="estimates, with estimator.budget_multiple", title_justify="left")
-    for name in ("", "known losses after", "the real model is asked", "evaluations", "fine-tunes on all tasks"):
+    for name in ("", "true fine-tunes", "the real model is asked", "evaluations", "cost, in fine-tunes on all tasks"):
         table.add_column(name, justify="right" if name else "left")
     for row in plan["probes"]:
-        by = f"by probes of {row['steps']} steps" if row["steps"] else "if first order is out of its depth"
-        parts = [f"{part:.0%}" for part in row["levels"]] or ["meta training"]
-        cost = row["level_cost"] + row["asking_cost"]
-        spent = f"{cost:.1f}" if row["steps"] else f"{row['level_cost']:.1f}, asked {cost:.1f}"
-        table.add_row(f"{row['budget_multiple']:g}", ", ".join(parts), by, str(row["points"] + 1), spent)
+        asked = f"by probes of {row['steps']} steps" if row["steps"] else "where first order is out of its depth"
+        runs = " + ".join(["1 on all tasks"] * row["trains_all"] + [f"{row['runs']} of a quarter"] * bool(row["runs"]))
+        most = row["training_cost"] + row["asking_cost"]
+        cost = f"{most:.1f}" if row["steps"] else f"{row['training_cost']:.1f}; asked {most:.1f}"
+        table.add_row(f"{row['budget_multiple']:g}", runs, asked, str(row["points"] + 1), cost)
     return table
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
-
-import torch
-from transformers import get_scheduler
 
 
 def training_steps(args: Any, samples: int) -> int:
@@ -23,17 +19,3 @@ def training_steps(args: Any, samples: int) -> int:
 def samples_per_step(args: Any) -> int:
     """Return how many samples one optimizer step sees, over all processes."""
     return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-
-
-def trained_shares(args: Any, steps: int, marks: Sequence[int]) -> list[float]:
-    """Return which share of a training of so many steps is done at some steps: of the sum of its learning rates."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    warmup, options = args.get_warmup_steps(steps), args.lr_scheduler_kwargs or {}
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, steps, scheduler_specific_kwargs=options)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    done = torch.tensor(rates, dtype=torch.float64).cumsum(0)
-    return [float(done[mark - 1] / done[-1]) for mark in marks]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..config.run_config import RunConfig
+from ..core.distributed import barrier, distributed_rank
 from ..core.errors import ConfigError, TaskSelectionError
 from ..core.files import write_json
 from ..core.fingerprints import value_fingerprint
@@ -29,6 +30,7 @@ from ..training.evaluation import measure
 from ..training.fine_tuning import Choice, chosen_tasks, fine_tune, row_counts
 from .context import Run
 
+FIRST_SEED = 1  # the run itself uses its own seed; these are independent of it
 Job = tuple[Choice, int, bool]  # what to train on, the seed, and whether answers are generated too
 
 
@@ -112,7 +114,7 @@ def finished_jobs(run: Run, jobs: list[Job], processes: int) -> Iterator[None]:
     """Work through jobs, in this process or in several, and yield after each."""
     if processes <= 1:
         for job in jobs:
-            train_and_measure(run, *job)
+            measure_once(run, *job)
             yield
         return
     context = multiprocessing.get_context("spawn")
@@ -145,38 +147,41 @@ def start_worker(config: dict[str, Any], numbers: Any, threads: int) -> None:
 
 def worker_job(tasks: Choice, seed: int, accuracy: bool) -> None:
     """Do one job in a worker process."""
-    train_and_measure(WORKER["run"], tasks, seed, accuracy)
+    measure_once(WORKER["run"], tasks, seed, accuracy)
 
 
-def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool) -> None:
-    """Fine-tune, measure, and leave the result as JSON.
+def measure_once(run: Run, tasks: Choice, seed: int, accuracy: bool) -> None:
+    """Do one job, and throw the adapter away."""
+    with tempfile.TemporaryDirectory() as folder:
+        train_and_measure(run, tasks, seed, accuracy, Path(folder))
+
+
+def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool, folder: Path) -> None:
+    """Fine-tune, leave the adapter in a folder, measure, and leave the result as JSON.
 
     Raises:
         TaskSelectionError: naming the subset that failed.
     """
     path, materials = truth_path(run, tasks, seed, accuracy), run.materials
-    with tempfile.TemporaryDirectory() as folder:
-        args = dataclasses.replace(
-            materials.final_args, output_dir=folder, seed=seed, data_seed=seed, disable_tqdm=True
+    args = dataclasses.replace(
+        materials.final_args, output_dir=str(folder), seed=seed, data_seed=seed, disable_tqdm=True
+    )
+    started = time.perf_counter()
+    try:
+        tuned = fine_tune(
+            materials.base(),
+            materials.tokenized["train"],
+            tasks,
+            args,
+            peft_config=materials.lora,
+            processing_class=materials.tokenizer,
         )
-        started = time.perf_counter()
-        try:
-            tuned = fine_tune(
-                materials.base(),
-                materials.tokenized["train"],
-                tasks,
-                args,
-                peft_config=materials.lora,
-                processing_class=materials.tokenizer,
-            )
-        except (RuntimeError, ValueError) as error:
-            raise TaskSelectionError(
-                f"the fine-tune on {chosen_tasks(tasks)} with seed {seed} failed: {error}"
-            ) from error
-        seconds = time.perf_counter() - started
-        model = materials.measurable(Path(folder))
+    except (RuntimeError, ValueError) as error:
+        raise TaskSelectionError(f"the fine-tune on {chosen_tasks(tasks)} with seed {seed} failed: {error}") from error
+    seconds = time.perf_counter() - started
     answers = materials.splits.test if accuracy else None
     size = materials.final_args.per_device_eval_batch_size
+    model = materials.measurable(folder)
     found = measure(model, materials.tokenizer, materials.tokenized, answers, size, run.config.generation)
     result = TrueRun(
         tasks=chosen_tasks(tasks),
@@ -187,4 +192,6 @@ def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool) -> Non
         seconds=round(seconds, 3),
         drawn=row_counts(tasks),
     )
-    write_json(path, {**result.to_dict(), "key": run_key(run)})
+    if distributed_rank()[0] == 0:
+        write_json(path, {**result.to_dict(), "key": run_key(run)})
+    barrier()

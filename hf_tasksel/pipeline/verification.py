@@ -17,11 +17,10 @@ from ..report.after_stage import show_stage
 from ..selection.result import SelectionResult
 from .context import Run
 from .pipeline import select
-from .true_runs import true_runs
+from .true_runs import FIRST_SEED, true_runs
 
 CHOICES = ("random", "unsure")
 DEFAULT_COUNT = 20
-FIRST_SEED = 1  # the run itself uses its own seed; these are independent of it
 
 
 def verify(

@@ -13,7 +13,7 @@ from ..core.errors import ConfigError
 from ..estimation.comparison import calibrate_with, cross_calibrated
 from ..estimation.estimator import SubsetEstimator
 from ..estimation.response import RESPONSE_FILE, ResponseEstimate
-from .known_losses import KnownLosses
+from .known_loss import KnownLoss
 from .stores import checkpoint_steps, run_stores
 from .true_runs import true_losses
 
@@ -36,7 +36,7 @@ def fit_run_estimator(
         checkpoint: a kept meta checkpoint, `average`, or `best`: the one that predicts the run's true fine-tunes best.
         surrogate, regularization: see `SubsetEstimator`.
 
-    Estimates keep to the losses that are known. They are read from the response estimate where the run asked the real
+    Estimates keep to the loss that is known. They are read from the response estimate where the run asked the real
     model, unless something else is asked for here.
 
     Raises:
@@ -44,14 +44,18 @@ def fit_run_estimator(
         StoreError: when a store is missing or unfinished.
     """
     estimator = unfitted(config, surrogate, regularization)
-    known, is_plain = KnownLosses.load(output_dir), (checkpoint, surrogate, regularization) == (None, None, None)
+    known, is_plain = KnownLoss.load(output_dir), (checkpoint, surrogate, regularization) == (None, None, None)
     asked = known is not None and known.asks_model and is_plain
     response = ResponseEstimate.load(output_dir / RESPONSE_FILE) if asked else None
     checkpoint = checkpoint or config.checkpoint
     if checkpoint == BEST:
         checkpoint = best_checkpoint(output_dir, estimator, config)
-    stores = run_stores(output_dir, checkpoint)
-    return estimator.fit(stores, config.target.task, response, None if known is None else known.way)
+    return estimator.fit(run_stores(output_dir, checkpoint), config.target.task, loss_on_all(known), response)
+
+
+def loss_on_all(known: KnownLoss | None) -> float | None:
+    """Return the loss that estimates keep to; None in folders of version 0.1.0."""
+    return None if known is None else known.loss_on_all
 
 
 def unfitted(config: RunConfig, surrogate: str | None = None, regularization: float | None = None) -> SubsetEstimator:
@@ -69,7 +73,7 @@ def unfitted(config: RunConfig, surrogate: str | None = None, regularization: fl
 def surrogate_change(output_dir: Path, config: RunConfig) -> float:
     """Return by what share random halves of the tasks change the loss, by a run's surrogate; see `typical_change`."""
     checkpoint = AVERAGE if config.checkpoint == BEST else config.checkpoint
-    estimator = unfitted(config).fit(run_stores(output_dir, checkpoint), config.target.task, way=[[1.0, 1.0]])
+    estimator = unfitted(config).fit(run_stores(output_dir, checkpoint), config.target.task, loss_on_all=1.0)
     return estimator.typical_change()
 
 
@@ -86,10 +90,9 @@ def best_checkpoint(output_dir: Path, estimator: SubsetEstimator, config: RunCon
         raise ConfigError(
             f"checkpoint 'best' needs true fine-tunes, and {output_dir} has none: run `hf-tasksel verify` first"
         )
-    errors, known = {}, KnownLosses.load(output_dir)
+    errors, known = {}, KnownLoss.load(output_dir)
     for name in [*checkpoint_steps(output_dir), AVERAGE]:
-        stores = run_stores(output_dir, name)
-        estimator.fit(stores, config.target.task, way=None if known is None else known.way)
+        estimator.fit(run_stores(output_dir, name), config.target.task, loss_on_all(known))
         mean, _ = cross_calibrated(estimator, subsets, losses)
         errors[name] = np.abs(mean - [np.mean(same) for same in losses])
     return surely_best(errors)

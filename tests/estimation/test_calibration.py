@@ -82,7 +82,7 @@ def test_many_runs_with_little_noise_leave_many_draws():
     estimates, z, _ = simulated(0, 60)
     losses = 3 + 0.4 * estimates + 0.01 * np.random.default_rng(0).normal(size=60)
     c = Calibration(estimates, z, losses, estimates.mean(), estimates.std())
-    assert 1 / np.sum(c.draw_weights**2) > 20
+    assert 1 / np.sum(c.process.draw_weights**2) > 20
     _, std = c.predict(estimates, z)
     assert std.mean() < 0.02
 

@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from estimation.synthetic import random_columns
 from hf_tasksel.core.errors import ConfigError, DataError, StoreError
-from hf_tasksel.estimation.estimator import SubsetEstimator
+from hf_tasksel.estimation.estimator import SubsetEstimator, random_halves
 from hf_tasksel.estimation.surrogates import SURROGATES
 from hf_tasksel.gradients.store.reader import GradientStore
 from hf_tasksel.gradients.store.writer import StoreWriter
@@ -238,49 +238,53 @@ def test_one_dev_row_gives_no_standard_deviation_until_calibrated(tmp_path):
     assert np.isfinite(estimator.predict([["t0"]], return_std=True)[1]).all()
 
 
-WAY = [[0.3, 3.0], [1.0, 2.0]]
 CHOICES = [["a"], ["b"], ["a", "b"], ["b", "c"], ["a", "b", "c"]]
 
 
 @pytest.mark.parametrize("budget", ["steps", "epochs"])
-def test_estimates_keep_to_the_way_of_training(store, budget):
+def test_estimates_keep_to_a_known_loss(store, budget):
     first_order = SubsetEstimator(budget="steps").fit(store, "goal").predict(CHOICES)
     base = SubsetEstimator("zero_order").fit(store, "goal").predict([["a"]])[0]
-    found, std = SubsetEstimator(budget=budget).fit(store, "goal", way=WAY).predict(CHOICES, return_std=True)
-    levels = np.full(5, 2.0)
-    if budget == "epochs":  # the three tasks have as many samples
-        parts = np.array([1, 1, 2, 2, 3]) / 3
-        levels = 3.0 * (2.0 / 3.0) ** ((parts - 0.3) / 0.7)
+    estimator = SubsetEstimator(budget=budget).fit(store, "goal", loss_on_all=2.0)
+    found, std = estimator.predict(CHOICES, return_std=True)
+    np.testing.assert_allclose(estimator.predict(CHOICES), found)
     change = (first_order - first_order[-1]) / base
+    far = 3 / np.array([1, 1, 2, 2, 3]) - 1  # the three tasks have as many samples
+    levels = 2.0 * np.exp(0.015 * far if budget == "epochs" else 0 * far)
     expected = [x * (np.exp(c) if c < 0 else 1 + c) for x, c in zip(levels, change, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert found[-1] == pytest.approx(2.0)
-    assert std[-1] == pytest.approx(0.0, abs=1e-12)
-    assert (std[:-1] > 0).all()
+    assert 0 < std[-1] < std[:-1].min()
+    assert estimator.gives_std
 
 
-def test_differences_on_the_way_are_certain_where_nothing_differs(store):
-    estimator = SubsetEstimator(budget="epochs").fit(store, "goal", way=WAY)
+def test_differences_are_certain_where_nothing_differs(store):
+    estimator = SubsetEstimator(budget="epochs").fit(store, "goal", loss_on_all=2.0)
     gap, std = estimator.predict_difference(CHOICES, CHOICES[::-1])
     losses = estimator.predict(CHOICES)
     np.testing.assert_allclose(gap, losses - losses[::-1])
     assert std[2] == pytest.approx(0.0, abs=1e-12)
-    assert std[0] == pytest.approx(
-        estimator.predict(CHOICES, return_std=True)[1][0]
-    )  # beside all tasks, known exactly
+    assert std[0] > 0
 
 
-def test_no_estimate_on_the_way_is_below_zero(tmp_path):
+def test_no_estimate_around_a_known_loss_is_below_zero(tmp_path):
     columns = random_columns(3)
-    columns["loss_gradient"] *= 100
-    estimator = SubsetEstimator().fit(
-        GradientStore.from_arrays(tmp_path / "steep", **columns), "goal", way=[[1.0, 0.1]]
-    )
+    columns["loss_gradient"] *= 10000
+    store = GradientStore.from_arrays(tmp_path / "steep", **columns)
+    estimator = SubsetEstimator("inner_product").fit(store, "goal", loss_on_all=0.1)
     halves = (np.random.default_rng(0).random((50, 5)) < 0.5) + np.eye(5)[np.arange(50) % 5]
     assert (estimator.predict((halves > 0).astype(float)) > 0).all()
+    assert estimator._changes((halves > 0).astype(float)).min() < -1
 
 
-@pytest.mark.parametrize("way", [[[0.5, 1.0]], [[0.6, 1.0], [0.2, 1.0], [1.0, 1.0]], [[1.0, -1.0]], [1.0]])
-def test_what_is_no_way_of_training_is_refused(store, way):
-    with pytest.raises(DataError, match="a way of training has"):
-        SubsetEstimator().fit(store, "goal", way=way)
+def test_the_typical_change_is_that_of_random_halves(store):
+    estimator = SubsetEstimator().fit(store, "goal")
+    base = SubsetEstimator("zero_order").fit(store, "goal").predict([["a"]])[0]
+    changes = (estimator.predict(random_halves(3)) - estimator.predict([["a", "b", "c"]])) / base
+    assert estimator.typical_change() == pytest.approx(np.sqrt(np.mean(changes**2)))
+
+
+@pytest.mark.parametrize("loss", [0.0, -1.0, np.nan])
+def test_what_is_no_loss_is_refused(store, loss):
+    with pytest.raises(DataError, match="loss_on_all must be a positive number"):
+        SubsetEstimator().fit(store, "goal", loss_on_all=loss)

@@ -13,7 +13,7 @@ from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.core.files import read_json
 from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.response import ResponseEstimate
-from hf_tasksel.estimation.subsets import random_subsets
+from hf_tasksel.estimation.subsets import random_subsets, subset_sizes
 from hf_tasksel.gradients.checkpoints import checkpoint_step
 from hf_tasksel.gradients.per_sample import canonical_names
 from hf_tasksel.gradients.preconditioning import EPSILON, load_second_moments
@@ -25,27 +25,25 @@ from hf_tasksel.pipeline.displacing import (
     adapter_of,
     fresh_adapter,
     gradient_step,
-    num_rows,
 )
-from hf_tasksel.pipeline.levels import level_rows, way_of_training
 from hf_tasksel.pipeline.probe_plan import (
     FEWEST_POINTS,
     GRADIENTS,
     LADDER,
     MOST_POINTS,
+    MOST_RUNS,
     PROBES,
     ROWS_PER_TASK,
     SHARE,
-    affordable,
     ladder,
     plan_probes,
-    wanted_levels,
+    wishes,
 )
 from hf_tasksel.pipeline.stages import probing
-from hf_tasksel.pipeline.training_steps import trained_shares, training_steps
+from hf_tasksel.pipeline.true_runs import FIRST_SEED, true_runs
 from hf_tasksel.records.estimator import fit_run_estimator, surrogate_change
-from hf_tasksel.records.known_losses import KnownLosses
-from hf_tasksel.records.stores import checkpoint_steps
+from hf_tasksel.records.known_loss import KnownLoss
+from hf_tasksel.records.true_runs import true_losses
 from hf_tasksel.training.evaluation import mean_loss
 
 
@@ -63,55 +61,55 @@ def arguments(max_steps=100, batch=10):
 def test_a_budget_is_spent_on_probes_and_evaluations():
     rows = np.full(10, 100)
     rich = plan_probes(100, arguments(), rows, 20)
-    assert (rich.displaced_by, rich.steps, rich.points) == (PROBES, 100, MOST_POINTS)
+    assert (rich.displaced_by, rich.steps, rich.points, rich.runs) == (PROBES, 100, MOST_POINTS, MOST_RUNS)
     assert rich.asking_cost == pytest.approx(10 + (MOST_POINTS + 1) * 0.02)
-    plan = plan_probes(3, arguments(), rows, 100)
-    assert (plan.displaced_by, plan.steps, plan.points) == (GRADIENTS, 0, 19)
-    assert plan.asking_cost == pytest.approx(1 + 20 * 0.1)
-    assert plan_probes(3, arguments(), rows, 20).points == MOST_POINTS
+    plan = plan_probes(1.9, arguments(), rows, 100)
+    assert (plan.displaced_by, plan.steps, plan.points, plan.runs) == (GRADIENTS, 0, FEWEST_POINTS, 1)
+    assert plan_probes(3, arguments(), rows, 100).runs == 2
+    assert plan_probes(1.2, arguments(), rows, 10).points == 19  # what is left of it, at .01 each, but one
     assert plan_probes(11.6, arguments(), rows, 20).displaced_by == PROBES
     assert plan_probes(10, arguments(), rows, 20).displaced_by == GRADIENTS
 
 
 def test_gradients_and_a_few_evaluations_are_the_least_there_is():
     plan = plan_probes(1, arguments(), np.full(10, 100), 300)
-    assert (plan.displaced_by, plan.points) == (GRADIENTS, FEWEST_POINTS)
+    assert (plan.displaced_by, plan.points, plan.runs) == (GRADIENTS, FEWEST_POINTS, 0)
     assert plan.asking_cost == pytest.approx(1 + (FEWEST_POINTS + 1) * 0.3)
     many = plan_probes(1, arguments(), np.full(10, 10_000), 1)
     assert many.asking_cost == pytest.approx(10 * ROWS_PER_TASK / 1000 + (many.points + 1) / 1000)
 
 
-def test_a_plan_shows_what_budgets_pay_for():
-    rows = ladder(arguments(), np.full(10, 100), 20, own=5.0)
+def test_a_few_tasks_are_cheap_to_train_on_where_epochs_are_fixed():
+    plan = plan_probes(1, arguments(), np.full(12, 100), 20, shorter=True)
+    assert (plan.runs, plan.training_cost) == (3, 0.75)
+    assert plan_probes(0.5, arguments(), np.full(12, 100), 20, shorter=True).runs == 1
+    assert plan_probes(10, arguments(), np.full(12, 100), 20, shorter=True).runs == MOST_RUNS
+
+
+def test_a_fine_tune_on_all_tasks_is_paid_for_first():
+    plan = plan_probes(1, arguments(), np.full(12, 100), 20, trains_all=True, shorter=True)
+    assert (plan.trains_all, plan.runs, plan.training_cost) == (True, 0, 1.0)
+    assert plan_probes(2, arguments(), np.full(12, 100), 20, trains_all=True, shorter=True).runs == 3
+    assert not plan_probes(0.5, arguments(), np.full(12, 100), 20, trains_all=True).trains_all
+
+
+def test_a_plan_shows_what_budgets_pay_for(run_values):
+    config = RunConfig.from_dict({**run_values, "estimator": {"budget_multiple": 5.0}})
+    rows = ladder(config, arguments(), np.full(10, 100), 20)
     assert [row["budget_multiple"] for row in rows] == [*LADDER[:2], 5.0, *LADDER[2:]]
     assert rows[-1]["displaced_by"] == PROBES
-    assert rows[1]["asking_cost"] <= 3
+    for row in rows:
+        assert row["training_cost"] <= row["budget_multiple"]
 
 
-def test_known_losses_are_paid_for_first():
-    assert affordable((0.25, 0.5), 1) == (0.25, 0.5)
-    assert affordable((0.25, 0.5), 0.6) == (0.5,)
-    assert affordable((0.25, 0.5, 1.0), 1.3) == (0.25, 1.0)
-    assert affordable((0.25, 0.5), 0.1) == ()
-    plan = plan_probes(12, arguments(), np.full(10, 100), 20, (0.25, 0.5))
-    assert (plan.level_cost, plan.displaced_by) == (
-        0.75,
-        GRADIENTS,
-    )  # of the 11.25 that are left, probes cost too much
-    assert plan_probes(13, arguments(), np.full(10, 100), 20, (0.25, 0.5)).displaced_by == PROBES
+def test_what_meta_training_does_not_say_is_trained(run_values):
+    def trains_all(**changes):
+        return wishes(RunConfig.from_dict({**run_values, **changes}))["trains_all"]
 
-
-def test_what_meta_training_does_not_say_is_wanted(run_values):
-    def wanted(**changes):
-        return wanted_levels(RunConfig.from_dict({**run_values, **changes}))
-
-    epochs = {"num_train_epochs": 1, "per_device_train_batch_size": 8}
-    assert wanted() == ()
-    assert wanted(meta=epochs) == (0.25, 0.5)
-    assert wanted(meta=epochs, fine_tuning={"learning_rate": 0.5}) == (0.25, 0.5, 1.0)
-    assert wanted(fine_tuning={"learning_rate": 0.5}) == (1.0,)
-    assert wanted(meta={**run_values["meta"], "max_grad_norm": 0.5}) == (1.0,)  # fine-tunes do not take it over
-    assert wanted(fine_tuning={"logging_steps": 3, "compare_with": ["base"]}) == ()
+    assert not trains_all()
+    assert trains_all(fine_tuning={"learning_rate": 0.5})
+    assert trains_all(meta={**run_values["meta"], "max_grad_norm": 0.5})  # fine-tunes do not take it over
+    assert not trains_all(fine_tuning={"logging_steps": 3, "compare_with": ["base"]})
 
 
 @pytest.fixture
@@ -128,36 +126,40 @@ def dev_loss(run, folder):
 def test_estimates_keep_to_the_loss_of_meta_training(run_values):
     run = Run(RunConfig.from_dict(run_values), lambda message: None)
     pipeline.select(run)
-    known = KnownLosses.load(run.output_dir)
-    assert known.way == [[1.0, pytest.approx(dev_loss(run, run.output_dir / "meta"), rel=1e-6)]]
+    known = KnownLoss.load(run.output_dir)
+    assert known.loss_on_all == pytest.approx(dev_loss(run, run.output_dir / "meta"), rel=1e-6)
     assert not known.asks_model
     assert not (run.output_dir / "response.json").exists()
+    assert not (run.output_dir / "truth").exists()
     estimator = fit_run_estimator(run.output_dir, run.config)
-    everything = run.materials.splits.task_names
-    assert estimator.predict([everything])[0] == pytest.approx(known.way[0][1])
+    assert estimator.predict([run.materials.splits.task_names])[0] == pytest.approx(known.loss_on_all)
     assert known.typical_change == pytest.approx(estimator.typical_change())
     assert surrogate_change(run.output_dir, run.config) == pytest.approx(estimator.typical_change())
 
 
-def test_shorter_trainings_say_what_fewer_epochs_come_to(run_values):
+def test_true_fine_tunes_of_a_few_tasks_say_what_fewer_epochs_come_to(run_values):
     meta = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
-    run = probed(run_values, 1, meta=meta)
-    pipeline.probe(run)
-    known, tasks = KnownLosses.load(run.output_dir), np.asarray(run.materials.tokenized["train"]["task"])
-    assert [part for part, _ in known.way] == [0.0, 0.25, 0.5, 1.0]
-    for part in (0.25, 0.5):
-        folder = run.output_dir / "probes" / f"level-{part:g}"
-        assert dict(known.way)[part] == pytest.approx(dev_loss(run, folder), rel=1e-6)
-        counts = np.bincount(tasks[level_rows(tasks, part)])
-        assert counts.tolist() == [max(1, round(part * count)) for count in np.bincount(tasks)]
-    assert dict(known.way)[0.0] == pytest.approx(dev_loss(run, None), rel=1e-5)
+    run = probed(run_values, 2, meta=meta)
+    selection = pipeline.select(run)
+    names = run.materials.splits.task_names
+    subsets, losses = true_losses(run.output_dir, run.config)
+    quarters = probing.quarters(run, probing.own_plan(run).runs)
+    assert sorted(subsets) == sorted(quarters)
+    assert {len(tasks) for tasks in subsets} == {subset_sizes(names)[0]}
+    assert selection.true_runs == len(subsets)
+    for tasks, same in zip(subsets, losses, strict=True):
+        folder = run.output_dir / "probes" / f"quarter-{quarters.index(tasks):04d}"
+        assert same == [pytest.approx(dev_loss(run, folder), rel=1e-6)]
+    trained = (run.output_dir / "truth").stat().st_mtime_ns
+    true_runs(run, subsets, [FIRST_SEED], processes=1)  # as `verify` would: nothing is trained again
+    assert (run.output_dir / "truth").stat().st_mtime_ns == trained
 
 
 def test_other_fine_tunes_than_meta_training_are_known_by_the_one_on_all_tasks(run_values):
     run = probed(run_values, 1, fine_tuning={"learning_rate": 3e-3, "compare_with": ["all"]})
     pipeline.select(run)
-    known = KnownLosses.load(run.output_dir)
-    assert known.way == [[1.0, pytest.approx(dev_loss(run, run.output_dir / "compare" / "all-tasks"), rel=1e-6)]]
+    known = KnownLoss.load(run.output_dir)
+    assert known.loss_on_all == pytest.approx(dev_loss(run, run.output_dir / "compare" / "all-tasks"), rel=1e-6)
     adapter = run.output_dir / "compare" / "all-tasks" / "adapter_model.safetensors"
     first = adapter.stat().st_mtime_ns
     rows = {row.model: row for row in pipeline.fine_tune_selected(run)}
@@ -169,19 +171,20 @@ def test_a_surrogate_out_of_its_depth_gives_way_to_the_real_model(run_values, di
     said = []
     run = Run(RunConfig.from_dict(run_values), said.append)
     selection = pipeline.select(run)
-    assert KnownLosses.load(run.output_dir).asks_model
+    assert KnownLoss.load(run.output_dir).asks_model
     assert any("the real model is asked instead" in line for line in said)
     response = ResponseEstimate.load(run.output_dir / "response.json")
     estimator = fit_run_estimator(run.output_dir, run.config)
     assert estimator.source.startswith("the real model")
-    assert selection.estimate == pytest.approx(response.predict(estimator.task_weights([selection.selected]))[0][0])
+    change = response.log_changes(estimator.task_weights([selection.selected]))[0]
+    assert np.log(selection.estimate / estimator.loss_on_all_) == pytest.approx(change)
     alone = fit_run_estimator(run.output_dir, run.config, surrogate="inner_product")
     assert alone.response_ is None  # asked for by name
     said.clear()
     without = probed({**run_values, "output_dir": str(run.output_dir)}, None)
     without._say = said.append
     pipeline.select(without)
-    assert any("set estimator.budget_multiple to 1" in line for line in said)
+    assert any("is asked where estimator.budget_multiple is 1 or more" in line for line in said)
     assert fit_run_estimator(run.output_dir, without.config).response_ is None
 
 
@@ -245,35 +248,9 @@ def test_the_real_model_is_asked_where_probes_lead(run_values):
 
     selection = pipeline.select(run)
     estimator = fit_run_estimator(run.output_dir, run.config)
-    weights = estimator.task_weights([selection.selected])
-    assert selection.estimate == pytest.approx(estimate.predict(weights)[0][0])
+    assert estimator.response_ == estimate
+    assert selection.true_runs == len(true_losses(run.output_dir, run.config)[0])
     assert selection.estimate > 0
-
-
-def test_epochs_are_fewer_along_the_way_that_meta_training_went(run_values):
-    meta = {**run_values["meta"], "max_steps": -1, "num_train_epochs": 1}
-    run = probed(run_values, None, meta=meta)
-    pipeline.probe(run)
-    folder, way = run.output_dir / "meta", way_of_training(run, ())
-    steps = sorted(set(checkpoint_steps(run.output_dir).values()))
-    args, total = run.materials.meta_args, training_steps(run.materials.meta_args, num_rows(run))
-    shares = trained_shares(args, total, steps)
-    adapters = [fresh_adapter(run), *(read_factors(folder / f"checkpoint-{step}") for step in steps)]
-    adapters.append(read_factors(folder))
-    known = [0.0, *shares, 1.0]
-    assert [*way] == pytest.approx(sorted([*known, *np.add(known[1:], known[:-1]) / 2]))
-    for share, adapter in zip(known, adapters, strict=True):
-        for name, part in way[share].items():
-            torch.testing.assert_close(part, adapter[name])
-    half_way = way[(known[0] + known[1]) / 2]
-    for name, part in half_way.items():
-        torch.testing.assert_close(part, (adapters[0][name] + adapters[1][name]) / 2)
-    model = run.materials.measurable(folder, is_trainable=True)
-    for part, loss in KnownLosses.load(run.output_dir).way:
-        move_to(model, way[part])
-        assert loss == pytest.approx(
-            mean_loss(model, run.materials.tokenizer, run.materials.tokenized["dev"], 8), rel=1e-4
-        )
 
 
 def test_an_interrupted_stage_goes_on_with_the_next_probe(run_values, monkeypatch):

@@ -1,9 +1,10 @@
-"""Known losses, probes and evaluations of the real model: what estimates rest on besides the gradients.
+"""What estimates rest on besides the gradients: a known loss, a few true fine-tunes, and the real model's answers.
 
-`estimator.budget_multiple` says what it may cost. Losses of training on all tasks give estimates their level. A probe
-is a fine-tune on all tasks with more of one; without probes, the tasks' gradients say where to move. The real model is
-asked where the budget pays for probes, or where the surrogate's changes are too large for a linearisation. Every
-training leaves its adapter, so that an interrupted stage goes on with the next.
+`estimator.budget_multiple` says what it may cost. The loss of training on all tasks gives estimates their level, true
+fine-tunes of a few tasks what becomes of it where subsets train for fewer steps. A probe is a fine-tune on all tasks
+with more of one; without probes, the tasks' gradients say where to move. The real model is asked where the budget pays
+for probes, or where the surrogate's changes are too large for a linearisation. Every training leaves its adapter, so
+that an interrupted stage goes on with the next.
 """
 
 from __future__ import annotations
@@ -20,49 +21,59 @@ from ...core.distributed import barrier, distributed_rank
 from ...core.progress import progress_bar
 from ...estimation.coefficients import coefficients
 from ...estimation.response import RESPONSE_FILE, ResponseEstimate
-from ...estimation.subsets import num_subsets, random_subsets
+from ...estimation.subsets import num_subsets, random_subsets, subset_sizes
 from ...gradients.response.evaluation import ResponseEvaluator
 from ...gradients.response.sources import move_to, probe_rows
 from ...records.estimator import surrogate_change
-from ...records.known_losses import KNOWN_LOSSES_FILE, KnownLosses
+from ...records.known_loss import KNOWN_LOSS_FILE, KnownLoss
 from ...training.adapters import ADAPTER_FILE
+from ...training.evaluation import mean_loss
 from ...training.fine_tuning import fine_tune
 from ..context import Run
 from ..displacing import LENGTHS, RELATIVE_LENGTH, by_gradients, by_probes, gradient_step, row_counts
 from ..identity import fine_tune_settings
-from ..levels import level_folder, level_rows, measured_way
 from ..pieces import Piece, Stage
-from ..probe_plan import GRADIENTS, PROBES, SHARE, ProbePlan, plan_probes, wanted_levels
-from .fine_tuning import ALL, TUNED, tune
+from ..probe_plan import GRADIENTS, PROBES, SHARE, ProbePlan, run_plan
+from ..true_runs import FIRST_SEED, train_and_measure, truth_path
+from .fine_tuning import ALL, TUNED, tune, tuned_folder
 
-KNOWN, LEVEL, RESPONSE = "known_losses", "level", "response"
+KNOWN, QUARTER, RESPONSE = "known_loss", "quarter", "response"
 TRUSTED_CHANGE = 0.5  # of the loss; what a linearisation says beyond it is not believed
 
 
 def pieces(run: Run) -> Iterator[Piece]:
-    """Trainings for known losses, their measuring, and probes and evaluations where they are needed."""
-    plan, common = probe_plan(run), fine_tune_settings(run)
-    levels = [level_piece(run, part, common) for part in plan.levels] if plan else []
-    yield from levels
+    """True fine-tunes, the known loss, and probes and evaluations where they are needed."""
+    plan, common = own_plan(run), fine_tune_settings(run)
     settings: dict[str, Any] = {
         "meta": run.record.fingerprint("meta"),
         "data": {"dev": run.materials.data_hashes["dev"]},
-        "budget": run.config.budget,
     }
+    known_by = settings
+    if plan is not None and plan.trains_all:
+        names = run.materials.splits.task_names
+        on_all = Piece(TUNED + ALL, {**common, "tasks": names}, tuned_folder(run, ALL) / ADAPTER_FILE)
+        yield on_all
+        known_by = {**settings, "fine_tune": on_all.key}
     yield Piece(
         KNOWN,
         {
-            **settings,
+            **known_by,
             "estimator": {**dataclasses.asdict(run.config.estimator), "checkpoint": run.config.checkpoint},
             "gradients": run.record.fingerprints("gradients/"),
-            "levels": {piece.name: piece.key for piece in levels},
         },
-        run.output_dir / KNOWN_LOSSES_FILE,
+        run.output_dir / KNOWN_LOSS_FILE,
     )
-    known = KnownLosses.load(run.output_dir)
-    if plan is None or known is None or not known.asks_model:
+    known = KnownLoss.load(run.output_dir)
+    if plan is None or known is None:
         return
-    settings |= {"points": plan.points, "way": known.way}
+    for i, tasks in enumerate(quarters(run, plan.runs)):
+        result = truth_path(run, tasks, FIRST_SEED, accuracy=False)
+        yield Piece(
+            f"{QUARTER}/{i:04d}", {**common, "data": {**common["data"], **settings["data"]}, "tasks": tasks}, result
+        )
+    if not known.asks_model:
+        return
+    settings |= {"points": plan.points}
     if plan.displaced_by == PROBES:
         probes = [
             Piece(
@@ -77,73 +88,71 @@ def pieces(run: Run) -> Iterator[Piece]:
     yield Piece(RESPONSE, settings, run.output_dir / RESPONSE_FILE)
 
 
-def level_piece(run: Run, part: float, common: dict[str, Any]) -> Piece:
-    """Return a training on a part of all rows; all of them are what a selection is compared with in the end."""
-    result = level_folder(run, part) / ADAPTER_FILE
-    if part == 1:
-        return Piece(TUNED + ALL, {**common, "tasks": run.materials.splits.task_names}, result)
-    return Piece(f"{LEVEL}/{part:g}", {**common, "part": part}, result)
+def quarters(run: Run, count: int) -> list[list[str]]:
+    """Return random quarters of the tasks: the first that `verify` would train on, too."""
+    names = run.materials.splits.task_names
+    drawn = random_subsets(names, min(3 * count, num_subsets(names)))
+    return [tasks for tasks in drawn if len(tasks) == subset_sizes(names)[0]][:count]
 
 
 def work(run: Run, piece: Piece) -> dict[str, Any]:
     """Train once, measure, or ask the model."""
-    names, tasks = run.materials.splits.task_names, np.asarray(run.materials.tokenized["train"]["task"])
-    kind = piece.name.partition("/")[0]
     if piece.name == KNOWN:
         return measure(run)
     if piece.name == RESPONSE:
         return evaluate(run, piece)
+    names, folder = run.materials.splits.task_names, piece.result.parent
     if piece.name == TUNED + ALL:
-        return tune(run, ALL, names, piece.result.parent)
-    if kind == LEVEL:
-        part = piece.settings["part"]
-        run.say(f"fine-tuning the base on {part:.0%} of the rows of all tasks, for the loss after shorter trainings")
-        train(run, level_rows(tasks, part), piece.result.parent)
+        return tune(run, ALL, names, folder)
+    if piece.name.startswith(QUARTER):
+        tasks = piece.settings["tasks"]
+        run.say(f"true fine-tune of a quarter of the tasks, for what fewer steps come to: {', '.join(tasks)}")
+        train_and_measure(run, tasks, FIRST_SEED, False, run.output_dir / PROBES / piece.name.replace("/", "-"))
         return {}
     task, steps = piece.settings["task"], piece.settings["steps"]
     run.say(f"probe {task + 1} of {len(names)}: {steps} steps with more of {names[task]}")
-    train(run, probe_rows(tasks, task, SHARE), piece.result.parent, max_steps=steps)
+    train_probe(run, task, steps, folder)
     return {}
 
 
-def train(run: Run, rows: np.ndarray, folder: Path, **changes: Any) -> None:
-    """Fine-tune the base on rows of these numbers, as every fine-tune trains but for these changes."""
+def train_probe(run: Run, task: int, steps: int, folder: Path) -> None:
+    """Fine-tune the base on all tasks with more of one."""
     materials = run.materials
+    rows = materials.tokenized["train"]
     fine_tune(
         materials.base(),
-        materials.tokenized["train"].select(rows).remove_columns("sample_idx"),
+        rows.select(probe_rows(np.asarray(rows["task"]), task, SHARE)).remove_columns("sample_idx"),
         materials.splits.task_names,
-        dataclasses.replace(materials.final_args, output_dir=str(folder), seed=run.config.seed, **changes),
+        dataclasses.replace(materials.final_args, output_dir=str(folder), max_steps=steps, seed=run.config.seed),
         peft_config=materials.lora,
         processing_class=materials.tokenizer,
     )
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Measure the losses that are known, and decide whether the real model is asked."""
-    plan = probe_plan(run)
-    way = measured_way(run, plan.levels if plan else ())
+    """Measure the loss of training on all tasks, and decide whether the real model is asked."""
+    plan, materials = own_plan(run), run.materials
+    folder = tuned_folder(run, ALL) if plan is not None and plan.trains_all else run.output_dir / "meta"
+    size = materials.meta_args.per_device_eval_batch_size
+    loss = mean_loss(materials.measurable(folder), materials.tokenizer, materials.tokenized["dev"], size)
     change = surrogate_change(run.output_dir, run.config)
     too_far = change > TRUSTED_CHANGE
-    if too_far and plan is None:
-        run.say(f"{too_far_to_trust(change)} set estimator.budget_multiple to 1, so that the real model is asked")
-    elif too_far:
-        run.say(f"{too_far_to_trust(change)} the real model is asked instead")
-    asks = plan is not None and (too_far or plan.displaced_by == PROBES)
+    if too_far:
+        ask = "is asked instead" if plan else "is asked where estimator.budget_multiple is 1 or more"
+        run.say(
+            f"by first order, random halves of the tasks change the loss by {change:.0%}, which is too far to be "
+            f"true: the real model {ask}"
+        )
     if distributed_rank()[0] == 0:
-        KnownLosses(way, change, asks).save(run.output_dir)
+        asks = plan is not None and (too_far or plan.displaced_by == PROBES)
+        KnownLoss(loss, change, asks).save(run.output_dir)
     barrier()
     return {"typical_change": round(change, 4)}
 
 
-def too_far_to_trust(change: float) -> str:
-    """Say that a surrogate is out of its depth."""
-    return f"by first order, random halves of the tasks change the loss by {change:.0%}, which is too far to be true:"
-
-
 def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
     """Ask the real model at random subsets' displacements; leaves the response estimate."""
-    plan, materials = probe_plan(run), run.materials
+    plan, materials = own_plan(run), run.materials
     assert plan is not None
     names, samples = materials.splits.task_names, row_counts(run)
     run.say(f"{plan.points + 1} evaluations of the real model, displaced by {plan.source}")
@@ -164,13 +173,11 @@ def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
     estimate = ResponseEstimate(
         task_names=list(names),
         task_samples=samples.astype(int).tolist(),
-        budget=run.config.budget,
         source=plan.source,
-        cost=round(plan.level_cost + plan.asking_cost, 2),
+        cost=round(plan.asking_cost, 2),
         points=points.tolist(),
         losses=found.losses.tolist(),
         slopes=found.slopes.tolist(),
-        way=piece.settings["way"],
         lengths=list(lengths),
     )
     error = estimate.left_out_error()
@@ -198,19 +205,15 @@ def probe_folders(run: Run) -> dict[str, Path]:
     return {name: run.output_dir / PROBES / f"{i:04d}" for i, name in enumerate(names)}
 
 
-def probe_plan(run: Run) -> ProbePlan | None:
+def own_plan(run: Run) -> ProbePlan | None:
     """Return what the run's budget pays for; None without a budget."""
-    multiple = run.config.estimator.budget_multiple
-    if not multiple:
-        return None
-    dev_rows, levels = len(run.materials.tokenized["dev"]), wanted_levels(run.config)
-    return plan_probes(multiple, run.materials.final_args, row_counts(run), dev_rows, levels)
+    return run_plan(run.config, run.materials.final_args, row_counts(run), len(run.materials.tokenized["dev"]))
 
 
 STAGE = Stage(
     "probe",
     reads=("meta/", "gradients/checkpoint-*/"),
-    writes=("known_losses.json", "probes/", "response.json"),
+    writes=("known_loss.json", "truth/", "probes/", "response.json"),
     pieces=pieces,
     work=work,
 )

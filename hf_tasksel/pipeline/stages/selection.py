@@ -35,7 +35,7 @@ def pieces(run: Run) -> list[Piece]:
             "relative_steps": config.relative_steps,
         },
         "selection": dataclasses.asdict(config.selection),
-        "known_losses": run.record.fingerprint("known_losses"),
+        "known_loss": run.record.fingerprint("known_loss"),
         "response": run.record.fingerprint("response"),
         "true_runs": value_fingerprint(truth) if truth[0] else None,
     }
@@ -72,7 +72,7 @@ def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:
 
 STAGE = Stage(
     "select",
-    reads=("gradients/checkpoint-*/", "known_losses.json", "response.json", "truth/"),
+    reads=("gradients/checkpoint-*/", "known_loss.json", "response.json", "truth/"),
     writes=("selection.json", "estimates.parquet", "affinity.json"),
     pieces=pieces,
     work=work,
