@@ -3,8 +3,8 @@
     python benchmarks/defaults.py quickstart      # the true losses are those of fidelity.py
 
 Brings the run of a study up to the stage `probe`, as any run does, and estimates the study's subsets: as the package
-does by default, with k of the true fine-tunes, and at every kept checkpoint with several λ, alone and keeping to known
-losses. All of it goes to benchmarks/results/defaults_<study>.json; left_out.py chooses from these files.
+does by default, with k of the true fine-tunes, and at every kept checkpoint with several λ, alone and around the known
+loss. All of it goes to benchmarks/results/defaults_<study>.json; left_out.py chooses from these files.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ import numpy as np
 from fidelity import STUDIES, make_run
 from fidelity_evaluation import CALIBRATION_RUNS, DRAWS, Truth
 from paths import RESULTS, ROOT
+from scipy.stats import spearmanr
 
 from hf_tasksel import SubsetEstimator
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
+from hf_tasksel.estimation.coefficients import divergence
 from hf_tasksel.estimation.fidelity import measure_fidelity
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.stages.probing import own_plan, quarters
+from hf_tasksel.pipeline.true_runs import FIRST_SEED, truth_path
 from hf_tasksel.records.estimator import fit_run_estimator
-from hf_tasksel.records.known_losses import KnownLosses
+from hf_tasksel.records.known_loss import KnownLoss
 from hf_tasksel.records.stores import checkpoint_steps, run_stores
+from hf_tasksel.records.true_runs import read_true_run
 
-REGULARIZATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
+REGULARIZATIONS = (0.3, 1.0, 3.0)
 DIGITS = 6
 
 
@@ -41,22 +46,30 @@ def main() -> int:
     options = parser.parse_args()
     run, truth = make_run(options.study, options.output_dir), Truth.read(options.study)
     pipeline.probe(run)
-    known = KnownLosses.load(run.output_dir)
+    known = KnownLoss.load(run.output_dir)
     assert known is not None
     estimator = fit_run_estimator(run.output_dir, run.config)
-    estimates, std = estimator.predict(truth.subsets, return_std=True)
+    alone, std = estimator.predict(truth.subsets, return_std=True)
+    own = own_true_runs(run)
+    calibrated_ = [calibrated(estimator, truth, count) for count in CALIBRATION_RUNS]
+    estimator.calibrate(list(map(list, own)), list(own.values()))
+    estimates, own_std = estimator.predict(truth.subsets, return_std=True)
+    fresh = [i for i, subset in enumerate(truth.subsets) if tuple(subset) not in own]
     result = {
         "command": f"python benchmarks/defaults.py {options.study}",
         "versions": versions(),
         "source": estimator.source,
+        "own_true_runs": len(own),
         "cost": cost(run),
-        "known_losses": asdict(known),
-        "default": measure_fidelity(estimates, truth.losses, std).to_dict(),
+        "known_loss": asdict(known),
+        "default": measure_fidelity(estimates[fresh], np.asarray(truth.losses)[fresh], own_std[fresh]).to_dict(),
+        "without_true_runs": measure_fidelity(alone, truth.losses, std).to_dict(),
         "seed_deviation": float(np.sqrt(np.var(truth.losses, axis=1, ddof=1).mean())),
-        "calibrated": [calibrated(estimator, truth, count) for count in CALIBRATION_RUNS],
+        "calibrated": calibrated_,
+        "by_size": by_size(alone, estimator, truth),
         "estimates": np.round(estimates, DIGITS).tolist(),
-        "response": response(run, truth) if known.asks_model else None,
-        "options": first_order(run, truth, known.way),
+        "response": np.round(alone, DIGITS).tolist() if known.asks_model else None,
+        "options": first_order(run, truth, known.loss_on_all),
     }
     path = RESULTS / f"defaults_{options.study}.json"
     write_json(path, result)
@@ -69,14 +82,39 @@ def main() -> int:
     return 0
 
 
+def by_size(estimates: np.ndarray, estimator: SubsetEstimator, truth: Truth) -> dict[int, dict[str, float]]:
+    """Return what holds within each size of subset: ranks, and how true losses grow with the divergence."""
+    assert estimator.loss_on_all_ is not None
+    true = np.mean(truth.losses, axis=1)
+    growth = np.log(true / estimator.loss_on_all_)
+    far = divergence(estimator.task_weights(truth.subsets), estimator.task_samples_.astype(float))
+    sizes, found = np.asarray([len(subset) for subset in truth.subsets]), {}
+    for size in np.unique(sizes):
+        one = sizes == size
+        found[int(size)] = {
+            "spearman": round(float(spearmanr(estimates[one], true[one]).statistic), 3),
+            "seeds_spearman": round(float(spearmanr(*np.asarray(truth.losses)[one].T[:2]).statistic), 3),
+            "slope": round(float(np.polyfit(np.log(estimates[one]), np.log(true[one]), 1)[0]), 3),
+            "growth_per_divergence": round(float(growth[one].mean() / far[one].mean()), 4),
+        }
+    return found
+
+
+def own_true_runs(run: Run) -> dict[tuple[str, ...], float]:
+    """Return the losses of the true fine-tunes that the run paid for itself, by their tasks."""
+    plan = own_plan(run)
+    assert plan is not None
+    subsets = quarters(run, plan.runs)
+    paths = [truth_path(run, subset, FIRST_SEED, accuracy=False) for subset in subsets]
+    return {tuple(subset): read_true_run(path).dev_loss for subset, path in zip(subsets, paths, strict=True)}
+
+
 def cost(run: Run) -> float:
     """Return what was trained and asked on top of meta training and gradient pass, in fine-tunes on all tasks."""
-    from hf_tasksel.pipeline.stages.probing import probe_plan
-
-    plan, known = probe_plan(run), KnownLosses.load(run.output_dir)
+    plan, known = own_plan(run), KnownLoss.load(run.output_dir)
     assert plan is not None
     assert known is not None
-    return round(plan.level_cost + (plan.asking_cost if known.asks_model else 0), 3)
+    return round(plan.training_cost + (plan.asking_cost if known.asks_model else 0), 3)
 
 
 def calibrated(estimator: SubsetEstimator, truth: Truth, count: int) -> dict[str, Any]:
@@ -94,26 +132,20 @@ def calibrated(estimator: SubsetEstimator, truth: Truth, count: int) -> dict[str
     return {"true_runs": count, **dict(zip(names, means.round(4).tolist(), strict=True))}
 
 
-def response(run: Run, truth: Truth) -> list[float]:
-    """Return what the response estimate says of the subsets, whatever else would be asked."""
-    estimator = fit_run_estimator(run.output_dir, run.config)
-    return np.round(estimator.predict(truth.subsets), DIGITS).tolist()
-
-
-def first_order(run: Run, truth: Truth, way: list[list[float]]) -> list[dict[str, Any]]:
-    """Estimate by the surrogate at each checkpoint, alone and with known losses."""
+def first_order(run: Run, truth: Truth, loss_on_all: float) -> list[dict[str, Any]]:
+    """Estimate by the surrogate at each checkpoint, alone and around the known loss."""
     rows = []
     for checkpoint in checkpoint_steps(run.output_dir):
         stores = run_stores(run.output_dir, checkpoint)
         for regularization in REGULARIZATIONS:
-            for given in (None, way):
+            for given in (None, loss_on_all):
                 estimator = SubsetEstimator(regularization=regularization, budget=run.config.budget)
-                estimator.fit(stores, run.config.target.task, way=given)
+                estimator.fit(stores, run.config.target.task, given)
                 rows.append(
                     {
                         "checkpoint": checkpoint,
                         "regularization": regularization,
-                        "keeps_to_known_losses": given is not None,
+                        "keeps_to_known_loss": given is not None,
                         "typical_change": round(estimator.typical_change(), 4),
                         "estimates": np.round(estimator.predict(truth.subsets), DIGITS).tolist(),
                     }

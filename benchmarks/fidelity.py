@@ -49,9 +49,7 @@ STUDIES = {
         (
             *("--meta.max_steps", "160", "--gradients.checkpoints", "[5%, 10%, 20%, half, end]"),
             *("--gradients.objectives", "[loss, log_odds]", "--gradients.seeds", "[0, 1, 2]"),
-            # the package's defaults, and not what the recipe sets
-            *("--estimator.checkpoint", "10%", "--estimator.surrogate", "default"),
-            *("--estimator.regularization", "null"),
+            *("--estimator.checkpoint", "half"),
         ),
     ),
     "instruct": Study("local/study_instruct.yaml"),

@@ -4,7 +4,7 @@
 
 For every source of displacements the real model is asked at random subsets, displaced by three lengths, for losses and
 slopes; and at the study's own subsets for losses alone. All of it goes to benchmarks/results/response_<study>.json,
-from which response_scores.py fits surfaces and compares: no model is needed for that.
+with how well the surface through the random subsets, and the model itself, rank the study's subsets.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import torch
 from fidelity import STUDIES, make_run
 from fidelity_evaluation import Truth
 from paths import RESULTS, ROOT
+from scipy.stats import spearmanr
 from transformers import DataCollatorForSeq2Seq
 
-from hf_tasksel import SubsetEstimator, fine_tune
+from hf_tasksel import fine_tune
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import coefficients
+from hf_tasksel.estimation.response import ResponseEstimate
 from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.response.displacements import Direction, LoadedDisplacements, StackedDisplacements, inner
@@ -45,15 +47,13 @@ from hf_tasksel.gradients.response.sources import (
 )
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.displacing import way_of_training
-from hf_tasksel.records.stores import checkpoint_steps, run_stores
+from hf_tasksel.records.stores import checkpoint_steps
 from hf_tasksel.training.models import add_lora, load_adapter
 
 SCALES = (0.5, 1.0, 2.0)  # times what each source's own scale is; points take turns
 POINTS = 24  # that a surface may be fitted to, but for --points
 FREE_LENGTH = 0.35  # of free displacements of random subsets, relative to what all tasks move
 SHARE = 0.3  # of its own task in what an anchored probe is trained on
-REGULARIZATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 DIGITS = 6
 
 
@@ -190,17 +190,6 @@ def ask(bench: Bench, source: Source) -> dict[str, Any]:
     return found
 
 
-def way(bench: Bench) -> list[list[float]]:
-    """Return the dev loss after parts of meta training; see `way_of_training`."""
-    model = load_adapter(bench.run.materials.base(), bench.meta, is_trainable=True)
-    nothing = StackedDisplacements(("none",), {name: torch.zeros(1, *part.shape) for name, part in bench.end.items()})
-    evaluator, found = ResponseEvaluator(model, nothing, bench.batches()), []
-    for part, adapter in way_of_training(bench.run).items():
-        move_to(model, adapter)
-        found.append([round(part, 4), round(evaluator.loss_at(np.zeros(1), slopes=False)[0], DIGITS)])
-    return found
-
-
 def progress(name: str) -> Callable[[int], None]:
     """Return what prints a dot for each evaluation."""
     print(name, end=" ", flush=True)
@@ -223,18 +212,19 @@ def merged(bench: Bench) -> dict[str, Any]:
     }
 
 
-def first_order(bench: Bench, levels: list[list[float]]) -> dict[str, Any]:
-    """Return what the closed form says at each checkpoint, alone and with the level that the way of training gives."""
+def ranks(bench: Bench, asked: dict[str, Any]) -> dict[str, float]:
+    """Return rank correlations with the study's true losses: of the surface by three lengths, and of the model."""
+    losses = np.mean(bench.truth.losses, axis=1)
     found = {}
-    for checkpoint in checkpoint_steps(bench.run.output_dir):
-        stores = run_stores(bench.run.output_dir, checkpoint)
-        for regularization in REGULARIZATIONS:
-            for name, given in (("", None), (", on the way", levels)):
-                estimator = SubsetEstimator(regularization=regularization, budget=bench.budget)
-                estimator.fit(stores, bench.run.config.target.task, way=given)
-                values = np.round(estimator.predict(bench.truth.subsets), DIGITS).tolist()
-                found[f"{checkpoint}, λ {regularization:g}{name}"] = values
-    return {"name": "first-order", "cost": 0.0, "estimates": found}
+    if "points" in asked:
+        parts = (asked[part] for part in ("points", "losses", "slopes"))
+        samples = bench.samples.astype(int).tolist()
+        estimate = ResponseEstimate(bench.names, samples, asked["name"], asked["cost"], *parts, lengths=list(SCALES))
+        weights = np.asarray([[n in subset for n in bench.names] for subset in bench.truth.subsets], dtype=float)
+        found["surface"] = round(float(spearmanr(estimate.log_changes(weights), losses).statistic), 3)
+    if "real" in asked:
+        found["model"] = round(float(spearmanr(asked["real"], losses).statistic), 3)
+    return found
 
 
 def main() -> int:
@@ -247,17 +237,13 @@ def main() -> int:
     parser.add_argument("--surface_only", action="store_true", help="leave the study's own subsets to the surface")
     options = parser.parse_args()
     run = make_run(options.study, options.output_dir)
-    if options.only and "first-order" not in options.only:
-        pipeline.meta_train(run)
-    else:
-        pipeline.collect(run)
+    pipeline.meta_train(run)
     bench = Bench(options.study, run, options.points, not options.surface_only)
     path = RESULTS / f"response_{options.study}.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    found, levels = known.get("sources", {}), known.get("way") or way(bench)
+    found = known.get("sources", {})
     quarter = "anchored, a quarter of the steps"
     sources: dict[str, Callable[[], dict[str, Any]]] = {
-        "first-order": lambda: first_order(bench, levels),
         "free-half": lambda: ask(bench, free(bench, "half")),
         "free-end": lambda: ask(bench, free(bench, "end")),
         "free-10%": lambda: ask(bench, free(bench, "10%")),
@@ -267,7 +253,8 @@ def main() -> int:
         "merged": lambda: merged(bench),
     }
     for name in options.only or sources:
-        found[name] = {**sources[name](), "subsets": len(bench.truth.subsets)}
+        asked = sources[name]()
+        found[name] = {**asked, "subsets": len(bench.truth.subsets), "spearman": ranks(bench, asked)}
         write_json(
             path,
             {
@@ -276,7 +263,6 @@ def main() -> int:
                 "task_names": bench.names,
                 "task_samples": bench.samples.astype(int).tolist(),
                 "budget": bench.budget,
-                "way": levels,
                 "evaluation_cost": round(bench.evaluation_cost(), 4),
                 "sources": found,
             },

@@ -253,22 +253,53 @@ def fidelity(study: str) -> str:
     return markdown(["", "Spearman (90 %)", "Pearson", "relative error, raw", "regret, nats"], rows, name)
 
 
+def measured_studies() -> list[str]:
+    """Return the studies whose defaults were measured."""
+    known = [*STUDIES, "smol-instruct", "smol-cot"]
+    return [name for name in known if (ROOT / "benchmarks" / "results" / f"defaults_{name}.json").is_file()]
+
+
 def fidelity_summary() -> str:
-    """The default, calibrated or not, beside what two seeds and no estimator reach, for all studies."""
+    """What runs estimate by default, and with five true fine-tunes, beside what two seeds and no estimator reach."""
     rows = []
-    for study in STUDIES:
-        values = result(f"fidelity_{study}")
-        default = values["reported"]["default"]
-        known = {(r["predictor"], r["true_runs"]): r for r in values["calibration"]}
-        columns = [default, known["calibrated", 3], known["calibrated", 10], known["linear datamodel", 10]]
-        figures = [(r["spearman"], r["relative_error"]) for r in columns]
-        figures += [(default["ceiling_spearman"], default["ceiling_error"]), (0, default["constant_error"])]
-        rows.append([study, *(f"{spearman:.2f} / {error:.1%}" for spearman, error in figures)])
-    header = ["Spearman / relative error", "as estimated", "3 true runs", "10 true runs", "10 runs, no gradients"]
-    source = (
-        "`python benchmarks/fidelity.py evaluate <study>` wrote these into `benchmarks/results/fidelity_<study>.json`."
-    )
-    return f"{table([*header, 'one seed for the other', 'constant'], rows)}\n\n{source}"
+    for study in measured_studies():
+        found = result(f"defaults_{study}")
+        own, five = found["default"], next(r for r in found["calibrated"] if r["true_runs"] == 5)
+        rows.append(
+            [
+                study,
+                f"{found['cost']:.2g}",
+                f"{own['spearman']:.2f} / {own['relative_error']:.1%}",
+                f"{five['spearman']:.2f} / {five['relative_error']:.1%}",
+                f"{own['attainable_spearman']:.2f} / {own['ceiling_error']:.1%}",
+                f"0 / {own['constant_error']:.1%}",
+                f"{own['coverage']:.0%}",
+                f"{own['regret'] / found['seed_deviation']:.1f}",
+            ]
+        )
+    header = ["Spearman / relative error", "cost", "by default", "5 true runs", "attainable", "constant"]
+    source = "`python benchmarks/defaults.py <study>` wrote these into `benchmarks/results/defaults_<study>.json`."
+    return f"{table([*header, '90 % intervals hold', 'regret, in seeds'], rows)}\n\n{source}"
+
+
+def left_out() -> str:
+    """What is chosen on all studies but one, on that one, beside the default."""
+    found = result("left_out")
+    default = {"checkpoint": "half", "regularization": 1.0, "keeps_to_known_loss": True}
+    rows = []
+    for study, row in found["left_out"].items():
+        own = next(o for o in found["options"][study] if all(o[key] == value for key, value in default.items()))
+        chosen = row["chosen"]
+        known = "around the known loss" if chosen["keeps_to_known_loss"] else "alone"
+        rows.append(
+            [
+                study,
+                f"{chosen['checkpoint']}, λ {chosen['regularization']:g}, {known}",
+                *(f"{r['of_attainable']:.2f} / {r['of_constant']:.2f}" for r in (row, own)),
+            ]
+        )
+    header = ["left out", "chosen on the others", "Spearman ÷ attainable / error ÷ constant", "the default"]
+    return markdown(header, rows, "left_out")
 
 
 def fidelity_by_size(study: str) -> str:
@@ -320,6 +351,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "true_fine_tunes": true_fine_tunes,
     "dev_and_test": dev_and_test,
     "fidelity_summary": fidelity_summary,
+    "left_out": left_out,
     **{
         f"{make.__name__}_{study}": partial(make, study)
         for make in (fidelity, fidelity_by_size, calibration, decisions)

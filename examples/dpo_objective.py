@@ -54,5 +54,5 @@ pools, goal = rows.filter(lambda r: r["task"] != target), rows.filter(lambda r: 
 args = TaskSelectionConfig(output_dir, max_steps=20, learning_rate=1e-3, save_strategy="no", report_to="none")
 trainer = TaskSelectionTrainer(model, args, collate, pools, goal, peft_config=LoraConfig(target_modules="all-linear"))
 trainer.train()
-selection = forward_selection(SubsetEstimator().fit(trainer.collect_gradients("10%"), target))
+selection = forward_selection(SubsetEstimator().fit(trainer.collect_gradients("half"), target))
 print(f"before {trainer.evaluate()['eval_loss']:.4f}; train on {selection.selected} for {selection.estimate:.4f}")

@@ -41,7 +41,7 @@ trainer = TaskSelectionTrainer(
     peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
 )
 trainer.train()
-store = trainer.collect_gradients("10%", dim=100)
+store = trainer.collect_gradients("half", dim=100)
 
 affinity = task_affinity({name: SubsetEstimator().fit(store, target=name) for name in tasks})
 groups = group_tasks(affinity, range(2, 6))  # of 2 to 5 groups, the number that fits best

@@ -49,7 +49,7 @@ trainer = TaskSelectionTrainer(
     peft_config=LoraConfig(r=8, target_modules=["query", "value"], modules_to_save=["classifier"]),
 )
 trainer.train()
-store = trainer.collect_gradients("10%")
+store = trainer.collect_gradients("half")
 print(trainer.evaluate())
 selection = forward_selection(SubsetEstimator().fit(store, target))
 print(f"train on {selection.selected}: {selection.estimate:.4f} nats")

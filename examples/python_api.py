@@ -40,9 +40,9 @@ trainer = TaskSelectionTrainer(
     peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
 )
 trainer.train()
-store = trainer.collect_gradients("10%")
+store = trainer.collect_gradients("half")
 
-estimator = SubsetEstimator().fit(store, target="word_problems")
+estimator = SubsetEstimator().fit(store, "word_problems", loss_on_all=trainer.evaluate()["eval_word_problems_loss"])
 for subset in (["shop_stories", "coin_stories"], ["noisy_stories"]):
     print(f"{estimator.predict([subset])[0]:8.4f}  {' + '.join(subset)}")
 selection = random_ensemble(estimator)

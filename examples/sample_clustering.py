@@ -43,7 +43,7 @@ trainer = TaskSelectionTrainer(
     peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
 )
 trainer.train()
-store = trainer.collect_gradients("10%", dim=100)
+store = trainer.collect_gradients("half", dim=100)
 
 clusters = cluster_samples(store, 10)  # about as many as one would want tasks
 clustered = relabel_store(store, clusters, f"{output_dir}/clustered")

@@ -33,7 +33,7 @@ trainer = Trainer(
     peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
 )
 trainer.train()
-store = trainer.collect_gradients("10%")
-estimator = SubsetEstimator(budget="steps").fit(store, target="target")
+store = trainer.collect_gradients("half")
+estimator = SubsetEstimator().fit(store, "target", loss_on_all=trainer.evaluate()["eval_target_loss"])
 for task in store.task_names:
     print(f"{estimator.predict([[task]])[0]:.4f} nats per token after fine-tuning on {task}")

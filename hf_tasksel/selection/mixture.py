@@ -15,7 +15,7 @@ from ..estimation.estimator import SubsetEstimator
 from .dataset_mixture import dataset_mixture
 from .greedy import forward_selection
 from .objective import estimator_record
-from .simplex import minimize_on_simplex
+from .simplex import Function, capped, minimize_on_simplex
 
 MIXTURE_FILE = "mixture.json"
 
@@ -33,7 +33,7 @@ class MixtureResult:
         estimate_all: the same for all tasks as they are.
         estimate_best_subset: the same for `best_subset`.
         best_subset: what forward selection chose.
-        path: estimates on the way to the mixture, from the start that led there.
+        path: what was minimised, on the way to the mixture from the start that led there; see `optimize_mixture`.
         estimator: parameters of the estimator, for the record.
     """
 
@@ -94,9 +94,18 @@ class MixtureResult:
 
 
 def optimize_mixture(
-    estimator: SubsetEstimator, *, restarts: int = 5, max_iter: int = 100, seed: int = 0
+    estimator: SubsetEstimator,
+    *,
+    restarts: int = 5,
+    max_iter: int = 100,
+    seed: int = 0,
+    caution: float = 1.0,
+    max_repeats: float = 4.0,
 ) -> MixtureResult:
     """Find the shares of training samples that minimise the estimate, with as many samples as the best subset has.
+
+    Where estimates keep to a known loss, what is minimised is the difference from the best subset plus `caution`
+    standard deviations of it: a mixture that is far from everything known has to promise more.
 
     A share q_t of N samples is the task weight q_t · N ÷ (samples of task t) of `predict`, where 1 stands for all
     samples of the task once. N is that of the subset that forward selection chooses, so that the two are compared at
@@ -109,20 +118,28 @@ def optimize_mixture(
         restarts: starting points: the best subset, all tasks as they are, even shares, then random ones.
         max_iter: most steps from each; a step estimates n + 12 mixtures.
         seed: seeds the random starts.
+        caution: standard deviations that are added to estimated differences; 0 for estimates as they are.
+        max_repeats: how often a sample may be seen, at most; beyond about four times there is little left to learn
+            from it (Muennighoff et al. 2023).
 
     Raises:
-        ConfigError: for no restarts.
+        ConfigError: for no restarts, negative caution, or less than one repeat.
     """
-    if restarts < 1:
-        raise ConfigError(f"restarts must be at least 1, not {restarts}")
+    if restarts < 1 or not caution >= 0 or not max_repeats >= 1:
+        raise ConfigError(
+            f"restarts and max_repeats must be at least 1, and caution at least 0, not {restarts}, {max_repeats} and "
+            f"{caution}"
+        )
     samples = np.asarray(estimator.task_samples_, dtype=float)
     subset, even = forward_selection(estimator), np.ones(len(samples))
     chosen = np.isin(estimator.task_names_, subset.selected) * samples
     per_share = chosen.sum() / samples
     draws = np.random.default_rng(seed).dirichlet(even, size=max(0, restarts - 3))
     starts = [chosen / chosen.sum(), samples / samples.sum(), even / len(even), *draws]
+    caps = np.minimum(max_repeats / per_share, 1.0)
+    starts = [capped(start[None], caps)[0] for start in starts[:restarts]]
     shares, path = minimize_on_simplex(
-        lambda rows: estimator.predict(rows * per_share), starts[:restarts], even, max_iter
+        cautious(estimator, chosen / samples, caution, per_share), starts, caps, max_iter
     )
     tokens = shares * np.asarray(estimator.task_tokens_) / samples
     return MixtureResult(
@@ -130,10 +147,23 @@ def optimize_mixture(
         weights=dict(zip(estimator.task_names_, (tokens / tokens.sum()).tolist(), strict=True)),
         sample_shares=dict(zip(estimator.task_names_, shares.tolist(), strict=True)),
         num_samples=int(chosen.sum()),
-        estimate=path[-1],
+        estimate=float(estimator.predict((shares * per_share)[None])[0]),
         estimate_all=subset.estimate_all,
         estimate_best_subset=subset.estimate,
         best_subset=subset.selected,
         path=path,
         estimator=estimator_record(estimator),
     )
+
+
+def cautious(estimator: SubsetEstimator, subset: np.ndarray, caution: float, per_share: np.ndarray) -> Function:
+    """Return what is minimised over shares (m, n): the estimate, and deviations of its difference from a subset's."""
+    if not caution or getattr(estimator, "loss_on_all_", None) is None:
+        return lambda rows: estimator.predict(rows * per_share)
+    known = float(estimator.predict(subset[None])[0])
+
+    def function(rows: np.ndarray) -> np.ndarray:
+        gap, std = estimator.predict_difference(rows * per_share, np.tile(subset, (len(rows), 1)))
+        return known + gap + caution * std
+
+    return function

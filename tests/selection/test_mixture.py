@@ -11,6 +11,7 @@ import yaml
 from scipy.optimize import minimize
 from trl import DatasetMixtureConfig, get_dataset
 
+from estimation.synthetic import random_store
 from hf_tasksel.core.errors import ConfigError, TaskSelectionError
 from hf_tasksel.estimation.estimator import SubsetEstimator
 from hf_tasksel.gradients.store.reader import GradientStore
@@ -112,8 +113,32 @@ def test_shares_of_samples_follow_from_shares_of_tokens(function_estimator):
 
 
 def test_a_mixture_needs_a_start(additive):
-    with pytest.raises(ConfigError, match="restarts must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="restarts and max_repeats must be at least 1"):
         optimize_mixture(additive, restarts=0)
+
+
+def test_no_sample_is_seen_more_often_than_allowed(function_estimator):
+    estimator = function_estimator(bowl(np.asarray([1.0, 0.0, 0.0, 0.0, 0.0])))
+    for repeats in (1.5, 3.0):
+        found = optimize_mixture(estimator, max_repeats=repeats)
+        seen = np.array(list(found.sample_shares.values())) * found.num_samples / estimator.task_samples_
+        assert seen.max() <= repeats + 1e-9
+
+
+def test_a_mixture_has_to_promise_more_the_farther_it_is_from_what_is_known(tmp_path):
+    store = random_store(tmp_path / "store")
+    estimator = SubsetEstimator().fit(store, "goal", loss_on_all=2.0)
+    found = {caution: optimize_mixture(estimator, caution=caution) for caution in (0.0, 1.0, 5.0)}
+    best = found[0.0].best_subset
+
+    def distance(mixture):
+        samples = np.asarray(estimator.task_samples_, dtype=float)
+        subset = np.isin(estimator.task_names_, best) * samples
+        return np.abs(np.array(list(mixture.sample_shares.values())) - subset / subset.sum()).sum()
+
+    assert found[0.0].estimate <= found[1.0].estimate <= found[0.0].estimate_best_subset + 1e-9
+    assert distance(found[0.0]) > 0.05
+    assert distance(found[5.0]) < distance(found[0.0])
 
 
 @pytest.mark.parametrize("budget", ["steps", "epochs"])
