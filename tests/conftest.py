@@ -146,7 +146,7 @@ def small_run(base_folder: Path, task_folder: Path, output_dir: Path) -> dict[st
         },
         "lora": {"r": 4, "lora_alpha": 8},
         "meta": {"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "disable_tqdm": True},
-        "gradients": {"dim": 64, "batch_size": 8, "shard_size": 32},
+        "gradients": {"dim": 64, "batch_size": 8, "shard_size": 32, "checkpoints": ["10%", "half"]},
         "generation": {"max_new_tokens": 4},
     }
 

@@ -49,7 +49,7 @@ def text_rows(name: str, count: int = 10) -> Dataset:
 
 
 def store() -> GradientStore:
-    return GradientStore("out/mine/gradients/checkpoint-15")
+    return GradientStore("out/mine/gradients/checkpoint-75")
 
 
 def estimator() -> SubsetEstimator:

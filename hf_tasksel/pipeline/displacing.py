@@ -1,70 +1,123 @@
-"""Where each task moves the adapter, and around which point: from probes that were trained, or from gradients."""
+"""Where each task moves the adapter, from the middle of meta training: by probes, or by gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import DataCollatorForSeq2Seq
 
+from ..core.distributed import barrier, distributed_rank
+from ..core.files import atomic_path
+from ..core.progress import progress_bar
 from ..estimation.coefficients import coefficients
 from ..estimation.subsets import num_subsets, random_subsets
 from ..gradients.model import trainable_parameters
 from ..gradients.per_sample import canonical_names
 from ..gradients.preconditioning import load_second_moments
+from ..gradients.response.continuation import continued, rows_of
 from ..gradients.response.displacements import Direction, Displacements, LoadedDisplacements, inner
 from ..gradients.response.gradient_sums import collect_task_gradients
-from ..gradients.response.sources import adam_step, difference, probe_displacements, read_factors
+from ..gradients.response.sources import adam_step, difference, read_factors
 from ..records.stores import checkpoint_steps
 from ..training.models import add_lora
 from .context import Run
-from .probe_plan import ROWS_PER_TASK, SHARE
-from .training_steps import training_steps
+from .probe_plan import ROWS_PER_TASK
+from .training_steps import samples_per_step, training_steps
 
-RELATIVE_LENGTH = 0.25  # of random subsets' displacements by gradients, to what training on all tasks moves
+RELATIVE_LENGTH = 0.25  # of random subsets' displacements, to what training on all tasks moves
 LENGTHS = (0.5, 1.0, 2.0)  # times that: how far subsets move is known no better
 LENGTH_SUBSETS = 20
 IN_MEMORY = 1 << 32  # bytes of displacements; more are made again from the tasks' files whenever they are needed
 
 
-def by_probes(run: Run, folders: Mapping[str, Path]) -> tuple[Direction, Displacements]:
-    """Return the probes' mean, and displacements around it."""
-    probes = {name: read_factors(folder) for name, folder in folders.items()}
-    return probe_displacements(probes, SHARE, torch.from_numpy(row_counts(run)))
+def displaced(run: Run, folder: Path, steps: int) -> tuple[Direction, Displacements]:
+    """Return the kept checkpoint nearest to the middle of meta training, and displacements around it.
 
-
-def by_gradients(run: Run, folder: Path) -> tuple[Direction, Displacements]:
-    """Return the kept checkpoint nearest to the middle of meta training, and Adam's steps along the tasks' gradients.
-
-    Displacements start where their gradients were taken: elsewhere, the slopes of the dev loss along them say
-    something else, up to the sign (docs/decisions.md). How far they move a subset is not known from gradients;
+    They start where their gradients were taken, or their probes began: elsewhere, slopes of the dev loss along them
+    say something else, up to the sign (docs/decisions.md). How far they move a subset is known of neither;
     `RELATIVE_LENGTH` was chosen on studies (docs/fidelity.md).
+
+    Args:
+        run: whose tasks.
+        folder: where what was found of each task is kept.
+        steps: of each task's probe; the tasks' gradients if 0.
     """
-    checkpoint = run.output_dir / "meta" / f"checkpoint-{gradient_step(run)}"
-    model, rows = run.materials.measurable(checkpoint, is_trainable=True), run.materials.tokenized["train"]
-    sums = collect_task_gradients(
-        DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True),
-        model,
-        rows.select(rows_per_task(np.asarray(rows["task"]))),
-        folder,
-    )
-    centre, moments, samples = adapter_of(model), load_second_moments(checkpoint), row_counts(run)
-    loaded = LoadedDisplacements(sums.task_names, lambda k: adam_step(sums.mean(k), moments))
+    names, samples = run.materials.splits.task_names, row_counts(run)
+    centre = read_factors(middle_folder(run))
+    if steps:
+        probe_all(run, folder, steps)
+        found = LoadedDisplacements(tuple(names), lambda k: load_file(probe_file(folder, k)))
+    else:
+        found = by_gradients(run, folder)
     size = len(samples) * sum(part.numel() * part.element_size() for part in centre.values())
-    found = (loaded.stacked() if size <= IN_MEMORY else loaded).centred(torch.from_numpy(samples))
-    names = run.materials.splits.task_names
+    around = (found.stacked() if size <= IN_MEMORY else found).centred(torch.from_numpy(samples))
     subsets = random_subsets(names, min(LENGTH_SUBSETS, num_subsets(names)), seed=run.config.seed)
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
     moved = difference(read_factors(run.output_dir / "meta"), fresh_adapter(run))
-    length = found.typical_length(torch.from_numpy(coefficients(weights, samples)))
-    return centre, found.scaled(RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / length)
+    length = around.typical_length(torch.from_numpy(coefficients(weights, samples)))
+    return centre, around.scaled(RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / length)
+
+
+def by_gradients(run: Run, folder: Path) -> LoadedDisplacements:
+    """Return Adam's steps along the mean gradient of each task."""
+    checkpoint, rows = middle_folder(run), run.materials.tokenized["train"]
+    sums = collect_task_gradients(
+        DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True),
+        run.materials.measurable(checkpoint, is_trainable=True),
+        rows.select(rows_per_task(np.asarray(rows["task"]))),
+        folder,
+    )
+    moments = load_second_moments(checkpoint)
+    return LoadedDisplacements(sums.task_names, lambda k: adam_step(sums.mean(k), moments))
+
+
+def probe_all(run: Run, folder: Path, steps: int) -> None:
+    """Probe the tasks that have no file yet, dealt out to the ranks of a launch."""
+    rank, world_size = distributed_rank()
+    missing = [k for k in range(len(run.materials.splits.task_names)) if not probe_file(folder, k).is_file()]
+    barrier()  # all ranks have looked before one writes
+    mine = missing[rank::world_size]
+    with progress_bar(len(mine), f"probes of {steps} steps") as advance:
+        for task in mine:
+            probe(run, task, steps, probe_file(folder, task))
+            advance(1)
+    barrier()
+
+
+def probe(run: Run, task: int, steps: int, path: Path) -> None:
+    """Train a few more steps on one task from the middle of meta training, and keep how far that moved the adapter."""
+    args, checkpoint = run.materials.meta_args, middle_folder(run)
+    rows, size = run.materials.tokenized["train"], samples_per_step(args)
+    numbers = rows_of(np.asarray(rows["task"]), task, steps * size, run.config.seed)
+    chosen = rows.select(numbers).select_columns(["input_ids", "labels"])
+    collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
+    moved = continued(
+        run.materials.measurable(checkpoint, is_trainable=True),
+        [collate([chosen[j] for j in range(i, i + size)]) for i in range(0, len(chosen), size)],
+        args.learning_rate / 2,
+        load_second_moments(checkpoint),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_file({name: part.cpu().contiguous() for name, part in moved.items()}, temporary)
+
+
+def probe_file(folder: Path, task: int) -> Path:
+    """Return the file of a task's probe."""
+    return folder / f"{task:04d}.safetensors"
+
+
+def middle_folder(run: Run) -> Path:
+    """Return the folder of the kept checkpoint nearest to the middle of meta training."""
+    return run.output_dir / "meta" / f"checkpoint-{gradient_step(run)}"
 
 
 def gradient_step(run: Run) -> int:
-    """Return the kept checkpoint whose gradients displace: the one nearest to the middle of meta training."""
+    """Return the step of the kept checkpoint nearest to the middle of meta training."""
     steps = sorted(checkpoint_steps(run.output_dir).values())
     middle = training_steps(run.materials.meta_args, num_rows(run)) / 2
     return min(steps, key=lambda step: abs(step - middle))

@@ -11,12 +11,13 @@ from .context import Run
 
 def meta_settings(run: Run) -> dict[str, Any]:
     """Return what meta training depends on."""
-    config = run.config
+    config, kept = run.config, run.record.settings("meta").get("checkpoints", [])
+    wanted = [str(name) for name in config.gradients.checkpoints]
     return {
         **config.base_settings,
         "data": {"train": run.materials.data_hashes["train"]},
         "meta": audible(config.meta),
-        "checkpoints": [str(name) for name in config.gradients.checkpoints],
+        "checkpoints": kept if {*wanted} <= {*kept} else wanted,  # more than are asked for do no harm
     }
 
 

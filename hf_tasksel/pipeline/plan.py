@@ -170,15 +170,17 @@ def stages_table(plan: dict[str, Any]) -> Table:
 
 def probes_table(plan: dict[str, Any]) -> Table:
     """What each `estimator.budget_multiple` pays for."""
-    table = Table(title="estimates, with estimator.budget_multiple", title_justify="left")
-    for name in ("", "true fine-tunes", "the real model is asked", "evaluations", "cost, in fine-tunes on all tasks"):
-        table.add_column(name, justify="right" if name else "left")
+    table = Table(
+        title="estimates, with estimator.budget_multiple; cost in fine-tunes on all tasks", title_justify="left"
+    )
+    for name in ("", "true fine-tunes", "cost", "if first order is out of its depth, the real model is asked", "cost"):
+        table.add_column(name, justify="right" if name in ("", "cost") else "left")
     for row in plan["probes"]:
-        asked = f"by probes of {row['steps']} steps" if row["steps"] else "where first order is out of its depth"
+        by = f"probes of {row['steps']} steps" if row["steps"] else "gradients"
         runs = " + ".join(["1 on all tasks"] * row["trains_all"] + [f"{row['runs']} of a quarter"] * bool(row["runs"]))
-        most = row["training_cost"] + row["asking_cost"]
-        cost = f"{most:.1f}" if row["steps"] else f"{row['training_cost']:.1f}; asked {most:.1f}"
-        table.add_row(f"{row['budget_multiple']:g}", runs, asked, str(row["points"] + 1), cost)
+        asked = f"{row['points'] + 1} times, displaced by {by}"
+        costs = f"{row['training_cost']:.1f}", f"+ {row['asking_cost']:.1f}"
+        table.add_row(f"{row['budget_multiple']:g}", runs or "none", costs[0], asked, costs[1])
     return table
 
 

@@ -11,14 +11,13 @@ from ..config.run_config import RunConfig
 from ..estimation.subsets import subset_sizes
 from .training_steps import samples_per_step, training_steps
 
-SHARE = 0.3  # of its own task in what a probe is trained on; the rest are all tasks
 FEWEST_POINTS, MOST_POINTS = 8, 32
-MOST_RUNS, RUNS_PART = 8, 0.75  # true fine-tunes, and their part of a budget that does not pay for probes
-LADDER = (1.0, 3.0, 10.0, 30.0)  # budgets that a plan shows beside the run's own
-EVALUATIONS_PART = 0.25  # of the budget, for evaluations of the real model
+FEWEST_STEPS = 4  # of a probe; fewer say no more than a gradient
+MOST_RUNS, RUNS_PART = 8, 0.75  # true fine-tunes, and their part of a budget
+EVALUATIONS_PART = 0.25  # of what is left, for evaluations of the real model
+LADDER = (1.0, 3.0, 10.0)  # budgets that a plan shows beside the run's own
 ROWS_PER_TASK = 256  # whose gradients are averaged: more say little more about their mean
 ROUNDING = 1e-9
-GRADIENTS, PROBES = "gradients", "probes"
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,7 @@ class ProbePlan:
     Attributes:
         trains_all: whether a fine-tune on all tasks is trained, so that its loss is known.
         runs: true fine-tunes of random quarters of the tasks; estimates are calibrated with them.
-        displaced_by: `probes`, a fine-tune with more of each task, or the `gradients` of the tasks, which cost no
-            training.
-        steps: optimizer steps of each probe; 0 without any.
+        steps: optimizer steps of the probe of each task, if the real model is asked; 0 where gradients have to do.
         points: subsets at which the real model is asked for loss and slopes.
         training_cost: of the fine-tunes, in fine-tunes on all tasks.
         asking_cost: of probes and evaluations, in the same unit.
@@ -38,7 +35,6 @@ class ProbePlan:
 
     trains_all: bool
     runs: int
-    displaced_by: str
     steps: int
     points: int
     training_cost: float
@@ -47,7 +43,7 @@ class ProbePlan:
     @property
     def source(self) -> str:
         """What the estimates come from, in words."""
-        return "the tasks' gradients" if self.displaced_by == GRADIENTS else f"probes of {self.steps} steps"
+        return f"probes of {self.steps} steps" if self.steps else "the tasks' gradients"
 
 
 def run_plan(config: RunConfig, args: Any, train_rows: np.ndarray, dev_rows: int) -> ProbePlan | None:
@@ -74,35 +70,33 @@ def wishes(config: RunConfig) -> dict[str, bool]:
 def plan_probes(
     multiple: float, args: Any, train_rows: np.ndarray, dev_rows: int, trains_all: bool = False, shorter: bool = False
 ) -> ProbePlan:
-    """Return how a budget is spent: on known losses, on a probe of each task if it pays for them, and on evaluations.
+    """Return how a budget is spent: on true fine-tunes, and, if the real model is asked, on probes and evaluations.
 
     Args:
-        multiple: of a fine-tune on all tasks. Gradients and `FEWEST_POINTS` evaluations are the least there is,
-            whatever the budget.
+        multiple: of a fine-tune on all tasks. Gradients and `FEWEST_POINTS` evaluations are the least that asking
+            takes, whatever the budget.
         args: the training arguments of a fine-tune.
         train_rows: (n,) training rows of each task.
         dev_rows: dev rows of the target; a loss with its slopes costs what a training on them does.
         trains_all: whether the loss of a fine-tune on all tasks is not that of meta training.
         shorter: whether subsets train for fewer steps than all tasks, so that fine-tunes of few tasks cost less.
     """
-    whole = training_steps(args, int(train_rows.sum()))
+    whole, n = training_steps(args, int(train_rows.sum())), len(train_rows)
     rows = whole * samples_per_step(args)
     evaluation = dev_rows / rows
-    n = len(train_rows)
     one_run = subset_sizes([""] * n)[0] / n if shorter else 1.0
     trains_all = trains_all and multiple >= 1
-    rest = multiple - trains_all
+    runs = min(MOST_RUNS, int(RUNS_PART * (multiple - trains_all) / one_run + ROUNDING))
+    training = trains_all + runs * one_run
+    rest = multiple - training
 
-    def plan(displaced_by: str, steps: int, cost: float, for_points: float, for_runs: float) -> ProbePlan:
+    def asking(steps: int, cost: float, for_points: float) -> ProbePlan:
         points = min(MOST_POINTS, max(FEWEST_POINTS, int(for_points / evaluation + ROUNDING) - 1))
-        runs = min(MOST_RUNS, int(for_runs / one_run + ROUNDING))
-        training = trains_all + runs * one_run
-        return ProbePlan(trains_all, runs, displaced_by, steps, points, training, cost + (points + 1) * evaluation)
+        return ProbePlan(trains_all, runs, steps, points, training, cost + (points + 1) * evaluation)
 
-    with_probes = plan(PROBES, whole, float(n), EVALUATIONS_PART * rest, 0.0)
-    if with_probes.asking_cost <= rest:
-        return plan(PROBES, whole, float(n), EVALUATIONS_PART * rest, rest - with_probes.asking_cost)
+    evaluations = asking(0, 0.0, EVALUATIONS_PART * rest).asking_cost
+    steps = min(whole // 2, int((rest - evaluations) * whole / n + ROUNDING))
+    if steps >= FEWEST_STEPS:
+        return asking(steps, steps * n / whole, EVALUATIONS_PART * rest)
     passed = float(np.minimum(train_rows, ROWS_PER_TASK).sum()) / rows
-    for_runs = RUNS_PART * rest
-    spent = one_run * int(for_runs / one_run + ROUNDING)
-    return plan(GRADIENTS, 0, passed, rest - spent - passed, for_runs)
+    return asking(0, passed, rest - passed)

@@ -20,7 +20,7 @@ MINIMAL = {"model_name_or_path": "base", "output_dir": "out", "tasks": {"a": "a.
 def test_defaults_come_back_after_a_round_trip():
     config = RunConfig.from_dict(MINIMAL)
     assert RunConfig.from_dict(config.to_dict()) == config
-    assert config.gradients.checkpoints == ["10%", "half"]
+    assert config.gradients.checkpoints == ["half"]
     assert not config.trust_remote_code
     assert config.hub.private
 

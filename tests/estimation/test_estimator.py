@@ -269,7 +269,7 @@ def test_differences_are_certain_where_nothing_differs(store):
 
 def test_no_estimate_around_a_known_loss_is_below_zero(tmp_path):
     columns = random_columns(3)
-    columns["loss_gradient"] *= 10000
+    columns["loss"] *= 0.01
     store = GradientStore.from_arrays(tmp_path / "steep", **columns)
     estimator = SubsetEstimator("inner_product").fit(store, "goal", loss_on_all=0.1)
     halves = (np.random.default_rng(0).random((50, 5)) < 0.5) + np.eye(5)[np.arange(50) % 5]

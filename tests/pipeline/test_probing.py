@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
@@ -17,24 +18,24 @@ from hf_tasksel.estimation.subsets import random_subsets, subset_sizes
 from hf_tasksel.gradients.checkpoints import checkpoint_step
 from hf_tasksel.gradients.per_sample import canonical_names
 from hf_tasksel.gradients.preconditioning import EPSILON, load_second_moments
+from hf_tasksel.gradients.response.displacements import StackedDisplacements
 from hf_tasksel.gradients.response.sources import move_to, read_factors
-from hf_tasksel.pipeline import pipeline
+from hf_tasksel.pipeline import displacing, pipeline
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.displacing import (
     RELATIVE_LENGTH,
     adapter_of,
+    displaced,
     fresh_adapter,
     gradient_step,
 )
 from hf_tasksel.pipeline.probe_plan import (
     FEWEST_POINTS,
-    GRADIENTS,
     LADDER,
     MOST_POINTS,
     MOST_RUNS,
-    PROBES,
     ROWS_PER_TASK,
-    SHARE,
+    ProbePlan,
     ladder,
     plan_probes,
     wishes,
@@ -61,22 +62,22 @@ def arguments(max_steps=100, batch=10):
 def test_a_budget_is_spent_on_probes_and_evaluations():
     rows = np.full(10, 100)
     rich = plan_probes(100, arguments(), rows, 20)
-    assert (rich.displaced_by, rich.steps, rich.points, rich.runs) == (PROBES, 100, MOST_POINTS, MOST_RUNS)
-    assert rich.asking_cost == pytest.approx(10 + (MOST_POINTS + 1) * 0.02)
-    plan = plan_probes(1.9, arguments(), rows, 100)
-    assert (plan.displaced_by, plan.steps, plan.points, plan.runs) == (GRADIENTS, 0, FEWEST_POINTS, 1)
+    assert (rich.steps, rich.points, rich.runs) == (50, MOST_POINTS, MOST_RUNS)
+    assert rich.asking_cost == pytest.approx(5 + (MOST_POINTS + 1) * 0.02)
+    plan = plan_probes(1, arguments(), rows, 5)
+    assert (plan.steps, plan.points, plan.runs) == (8, MOST_POINTS, 0)
+    assert plan.asking_cost == pytest.approx(0.8 + (MOST_POINTS + 1) * 0.005)
     assert plan_probes(3, arguments(), rows, 100).runs == 2
-    assert plan_probes(1.2, arguments(), rows, 10).points == 19  # what is left of it, at .01 each, but one
-    assert plan_probes(11.6, arguments(), rows, 20).displaced_by == PROBES
-    assert plan_probes(10, arguments(), rows, 20).displaced_by == GRADIENTS
+    assert plan_probes(1, arguments(), rows, 10).points == 24  # a quarter of it, at .01 each, but one
 
 
 def test_gradients_and_a_few_evaluations_are_the_least_there_is():
     plan = plan_probes(1, arguments(), np.full(10, 100), 300)
-    assert (plan.displaced_by, plan.points, plan.runs) == (GRADIENTS, FEWEST_POINTS, 0)
+    assert (plan.steps, plan.points, plan.runs) == (0, FEWEST_POINTS, 0)
     assert plan.asking_cost == pytest.approx(1 + (FEWEST_POINTS + 1) * 0.3)
-    many = plan_probes(1, arguments(), np.full(10, 10_000), 1)
-    assert many.asking_cost == pytest.approx(10 * ROWS_PER_TASK / 1000 + (many.points + 1) / 1000)
+    many = plan_probes(1, arguments(), np.full(50, 10_000), 1)
+    assert many.steps == 0
+    assert many.asking_cost == pytest.approx(50 * ROWS_PER_TASK / 1000 + (many.points + 1) / 1000)
 
 
 def test_a_few_tasks_are_cheap_to_train_on_where_epochs_are_fixed():
@@ -97,7 +98,7 @@ def test_a_plan_shows_what_budgets_pay_for(run_values):
     config = RunConfig.from_dict({**run_values, "estimator": {"budget_multiple": 5.0}})
     rows = ladder(config, arguments(), np.full(10, 100), 20)
     assert [row["budget_multiple"] for row in rows] == [*LADDER[:2], 5.0, *LADDER[2:]]
-    assert rows[-1]["displaced_by"] == PROBES
+    assert rows[-1]["steps"] == 23
     for row in rows:
         assert row["training_cost"] <= row["budget_multiple"]
 
@@ -229,52 +230,60 @@ def test_the_real_model_is_asked_where_gradients_lead(run_values, distrust):
     assert estimate.points[0] == [0.0] * len(names)
 
 
-def test_the_real_model_is_asked_where_probes_lead(run_values):
-    run = probed(run_values, 50)  # probes as long as fine-tunes
-    pipeline.probe(run)
-    estimate = ResponseEstimate.load(run.output_dir / "response.json")
-    names, rows = run.materials.splits.task_names, run.materials.tokenized
-    samples = np.bincount(rows["train"]["task"], minlength=len(names)).astype(float)
-    probes = [read_factors(run.output_dir / "probes" / f"{i:04d}") for i in range(len(names))]
-    p = samples / samples.sum()
-    centre = {n: sum(p[k] * probe[n] for k, probe in enumerate(probes)) for n in probes[0]}
-    model = run.materials.measurable(run.output_dir / "meta", is_trainable=True)
-    for point, loss in list(zip(estimate.points, estimate.losses, strict=True))[:3]:
-        moved = {n: c + sum(s * (probes[k][n] - c) / SHARE for k, s in enumerate(point)) for n, c in centre.items()}
-        move_to(model, moved)
-        assert loss == pytest.approx(mean_loss(model, run.materials.tokenizer, rows["dev"], 8), rel=1e-4)
-    assert estimate.points[0] == [0.0] * len(names)
-    assert estimate.source.startswith("probes of")
+def longer(run_values):
+    return {**run_values["meta"], "max_steps": 12}
 
+
+def test_the_real_model_is_asked_where_probes_lead(run_values, distrust):
+    run = probed(run_values, 50, meta=longer(run_values))
+    pipeline.probe(run)
+    estimate, steps = ResponseEstimate.load(run.output_dir / "response.json"), probing.own_plan(run).steps
+    assert (estimate.source, steps) == ("probes of 6 steps", 6)
+    names, rows = run.materials.splits.task_names, run.materials.tokenized
+    folder = run.output_dir / "probes" / run.record.fingerprint("response")
+    moved = [load_file(folder / f"{k:04d}.safetensors") for k in range(len(names))]
+    samples = np.bincount(rows["train"]["task"], minlength=len(names)).astype(float)
+    p = samples / samples.sum()
+    centred = [{n: d[n] - sum(q * other[n] for q, other in zip(p, moved, strict=True)) for n in d} for d in moved]
+    model = run.materials.measurable(run.output_dir / "meta" / f"checkpoint-{gradient_step(run)}", is_trainable=True)
+    centre, found = adapter_of(model), displaced(run, folder, steps)[1]
+    scale = found.typical_length(torch.eye(3)) / StackedDisplacements.from_tasks(
+        dict(zip(names, centred, strict=True))
+    ).typical_length(torch.eye(3))
+    for point, loss in list(zip(estimate.points, estimate.losses, strict=True))[:3]:
+        there = {n: c + scale * sum(s * d[n] for s, d in zip(point, centred, strict=True)) for n, c in centre.items()}
+        move_to(model, there)
+        assert loss == pytest.approx(mean_loss(model, run.materials.tokenizer, rows["dev"], 8), rel=1e-4)
     selection = pipeline.select(run)
-    estimator = fit_run_estimator(run.output_dir, run.config)
-    assert estimator.response_ == estimate
+    assert fit_run_estimator(run.output_dir, run.config).response_ == estimate
     assert selection.true_runs == len(true_losses(run.output_dir, run.config)[0])
     assert selection.estimate > 0
 
 
-def test_an_interrupted_stage_goes_on_with_the_next_probe(run_values, monkeypatch):
-    run = probed(run_values, 50)
-    trained, original = [], probing.fine_tune
+def test_an_interrupted_stage_goes_on_with_the_next_probe(run_values, distrust, monkeypatch):
+    run = probed(run_values, 1, meta=longer(run_values))
+    trained, original = [], displacing.continued
 
-    def breaks(*args, **kwargs):
+    def breaks(*args):
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(1)
-        return original(*args, **kwargs)
+        return original(*args)
 
-    monkeypatch.setattr(probing, "fine_tune", breaks)
+    monkeypatch.setattr(probing, "own_plan", lambda run: ProbePlan(False, 0, 4, 8, 0.0, 1.0))
+    monkeypatch.setattr(displacing, "continued", breaks)
     with pytest.raises(KeyboardInterrupt):
         pipeline.probe(run)
-    first = (run.output_dir / "probes" / "0000" / "adapter_model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(probing, "fine_tune", original)
-    again = probed(run_values, 50)
-    pipeline.probe(again)
-    assert (run.output_dir / "probes" / "0000" / "adapter_model.safetensors").stat().st_mtime_ns == first
+    (first,) = (run.output_dir / "probes").glob("*/*.safetensors")
+    written = first.stat().st_mtime_ns
+    monkeypatch.setattr(displacing, "continued", original)
+    pipeline.probe(probed(run_values, 1, meta=longer(run_values)))
+    assert first.stat().st_mtime_ns == written
+    assert len([*first.parent.glob("*.safetensors")]) == 3
     stages = read_json(run.output_dir / "run.json")["stages"]
     assert stages["response"]["left_out_error"] >= 0
-    monkeypatch.setattr(probing, "fine_tune", lambda *args, **kwargs: pytest.fail("a probe was trained again"))
-    pipeline.probe(probed(run_values, 50))
+    monkeypatch.setattr(displacing, "continued", lambda *args: pytest.fail("a probe was trained again"))
+    pipeline.probe(probed(run_values, 1, meta=longer(run_values)))
 
 
 def test_a_budget_is_no_negative_number(run_values):

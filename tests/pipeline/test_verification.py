@@ -49,7 +49,7 @@ def verified(base_folder, task_folder, tmp_path_factory):
 pretended: list[Path] = []
 
 
-def pretend_to_train(run: Run, tasks: list[str], seed: int, accuracy: bool) -> None:
+def pretend_to_train(run: Run, tasks: list[str], seed: int, accuracy: bool, folder: Path) -> None:
     """Leave a result as a true fine-tune would."""
     path = true_runs.truth_path(run, tasks, seed, accuracy)
     some = json.loads(next(path.parent.glob("*.json")).read_text())

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...core.errors import ModelError
-from ...core.files import atomic_path
 
 Direction = Mapping[str, Tensor]
 """A displacement in parameter space: a parameter's canonical name -> a tensor of its shape."""
@@ -101,12 +97,6 @@ class StackedDisplacements:
             {n: part - torch.tensordot(weights.to(part), part, 1) for n, part in self.parts.items()},
         )
 
-    def shifted(self, direction: Direction) -> StackedDisplacements:
-        """Add the same displacement to that of every task."""
-        return StackedDisplacements(
-            self.task_names, {n: part + direction[n].to(part) for n, part in self.parts.items()}
-        )
-
     def typical_length(self, coefficients: Tensor) -> float:
         """See `Displacements`."""
         s = coefficients.double()
@@ -116,20 +106,6 @@ class StackedDisplacements:
         """Return inner products between tasks, (n, n), in float64."""
         parts = (part.flatten(1).double() for part in self.parts.values())
         return torch.stack([part @ part.T for part in parts]).sum(0)
-
-    def save(self, path: str | Path) -> None:
-        """Write all displacements into one safetensors file."""
-        with atomic_path(path) as temporary:
-            tensors = {n: part.contiguous() for n, part in self.parts.items()}
-            save_file(tensors, temporary, {str(i): name for i, name in enumerate(self.task_names)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> StackedDisplacements:
-        """Read what `save` wrote."""
-        with safe_open(path, "pt") as file:
-            names = file.metadata() or {}
-            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return cls(tuple(names[str(i)] for i in range(len(names))), parts)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
 """What estimates rest on besides the gradients: a known loss, a few true fine-tunes, and the real model's answers.
 
 `estimator.budget_multiple` says what it may cost. The loss of training on all tasks gives estimates their level, true
-fine-tunes of a few tasks what becomes of it where subsets train for fewer steps. A probe is a fine-tune on all tasks
-with more of one; without probes, the tasks' gradients say where to move. The real model is asked where the budget pays
-for probes, or where the surrogate's changes are too large for a linearisation. Every training leaves its adapter, so
-that an interrupted stage goes on with the next.
+fine-tunes of a few tasks what becomes of it where subsets train for fewer steps. Where the surrogate's changes are too
+large for a linearisation, the real model is asked: at adapters that probes, a few more steps on each task from the
+middle of meta training, or the tasks' gradients displace. Every training leaves its result, so that an interrupted
+stage goes on with the next.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,16 @@ from ...estimation.coefficients import coefficients
 from ...estimation.response import RESPONSE_FILE, ResponseEstimate
 from ...estimation.subsets import num_subsets, random_subsets, subset_sizes
 from ...gradients.response.evaluation import ResponseEvaluator
-from ...gradients.response.sources import move_to, probe_rows
+from ...gradients.response.sources import move_to
 from ...records.estimator import surrogate_change
 from ...records.known_loss import KNOWN_LOSS_FILE, KnownLoss
 from ...training.adapters import ADAPTER_FILE
 from ...training.evaluation import mean_loss
-from ...training.fine_tuning import fine_tune
 from ..context import Run
-from ..displacing import LENGTHS, RELATIVE_LENGTH, by_gradients, by_probes, gradient_step, row_counts
+from ..displacing import LENGTHS, RELATIVE_LENGTH, displaced, gradient_step, row_counts
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
-from ..probe_plan import GRADIENTS, PROBES, SHARE, ProbePlan, run_plan
+from ..probe_plan import ProbePlan, run_plan
 from ..true_runs import FIRST_SEED, train_and_measure, truth_path
 from .fine_tuning import ALL, TUNED, tune, tuned_folder
 
@@ -73,18 +71,7 @@ def pieces(run: Run) -> Iterator[Piece]:
         )
     if not known.asks_model:
         return
-    settings |= {"points": plan.points}
-    if plan.displaced_by == PROBES:
-        probes = [
-            Piece(
-                f"{PROBES}/{i:04d}", {**common, "share": SHARE, "steps": plan.steps, "task": i}, folder / ADAPTER_FILE
-            )
-            for i, folder in enumerate(probe_folders(run).values())
-        ]
-        yield from probes
-        settings["probes"] = {piece.name: piece.key for piece in probes}
-    else:
-        settings |= {"step": gradient_step(run), "length": RELATIVE_LENGTH}
+    settings |= {"points": plan.points, "step": gradient_step(run), "length": RELATIVE_LENGTH, "steps": plan.steps}
     yield Piece(RESPONSE, settings, run.output_dir / RESPONSE_FILE)
 
 
@@ -101,32 +88,14 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
         return measure(run)
     if piece.name == RESPONSE:
         return evaluate(run, piece)
-    names, folder = run.materials.splits.task_names, piece.result.parent
     if piece.name == TUNED + ALL:
-        return tune(run, ALL, names, folder)
-    if piece.name.startswith(QUARTER):
-        tasks = piece.settings["tasks"]
-        run.say(f"true fine-tune of a quarter of the tasks, for what fewer steps come to: {', '.join(tasks)}")
-        train_and_measure(run, tasks, FIRST_SEED, False, run.output_dir / PROBES / piece.name.replace("/", "-"))
+        return tune(run, ALL, run.materials.splits.task_names, piece.result.parent)
+    tasks = piece.settings["tasks"]
+    if piece.result.is_file():  # `verify` trained it
         return {}
-    task, steps = piece.settings["task"], piece.settings["steps"]
-    run.say(f"probe {task + 1} of {len(names)}: {steps} steps with more of {names[task]}")
-    train_probe(run, task, steps, folder)
+    run.say(f"true fine-tune of a quarter of the tasks, for what fewer steps come to: {', '.join(tasks)}")
+    train_and_measure(run, tasks, FIRST_SEED, False, run.output_dir / "probes" / piece.name.replace("/", "-"))
     return {}
-
-
-def train_probe(run: Run, task: int, steps: int, folder: Path) -> None:
-    """Fine-tune the base on all tasks with more of one."""
-    materials = run.materials
-    rows = materials.tokenized["train"]
-    fine_tune(
-        materials.base(),
-        rows.select(probe_rows(np.asarray(rows["task"]), task, SHARE)).remove_columns("sample_idx"),
-        materials.splits.task_names,
-        dataclasses.replace(materials.final_args, output_dir=str(folder), max_steps=steps, seed=run.config.seed),
-        peft_config=materials.lora,
-        processing_class=materials.tokenizer,
-    )
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -144,8 +113,7 @@ def measure(run: Run) -> dict[str, Any]:
             f"true: the real model {ask}"
         )
     if distributed_rank()[0] == 0:
-        asks = plan is not None and (too_far or plan.displaced_by == PROBES)
-        KnownLoss(loss, change, asks).save(run.output_dir)
+        KnownLoss(loss, change, asks_model=too_far and plan is not None).save(run.output_dir)
     barrier()
     return {"typical_change": round(change, 4)}
 
@@ -156,17 +124,13 @@ def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
     assert plan is not None
     names, samples = materials.splits.task_names, row_counts(run)
     run.say(f"{plan.points + 1} evaluations of the real model, displaced by {plan.source}")
-    if plan.displaced_by == GRADIENTS:
-        centre, directions = by_gradients(run, run.output_dir / "probes" / "gradients")
-    else:
-        centre, directions = by_probes(run, probe_folders(run))
+    centre, directions = displaced(run, run.output_dir / "probes" / piece.key, plan.steps)
     model = materials.measurable(run.output_dir / "meta", is_trainable=True)
     move_to(model, centre)
     subsets = random_subsets(names, min(plan.points, num_subsets(names)), seed=run.config.seed)
     weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
-    lengths = LENGTHS if plan.displaced_by == GRADIENTS else (1.0,)
     points = coefficients(np.vstack([np.ones(len(names)), weights]), samples)
-    points *= np.resize(lengths, len(points))[:, None]
+    points *= np.resize(LENGTHS, len(points))[:, None]
     with progress_bar(-(-len(points) // distributed_rank()[1]), "evaluations of the real model") as advance:
         found = ResponseEvaluator(model, directions, dev_batches(run)).evaluate(points, advance=advance)
     assert found.slopes is not None
@@ -178,7 +142,7 @@ def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
         points=points.tolist(),
         losses=found.losses.tolist(),
         slopes=found.slopes.tolist(),
-        lengths=list(lengths),
+        lengths=list(LENGTHS),
     )
     error = estimate.left_out_error()
     run.say(
@@ -197,12 +161,6 @@ def dev_batches(run: Run) -> list[Any]:
     rows = run.materials.tokenized["dev"].select_columns(["input_ids", "labels"])
     size = run.materials.meta_args.per_device_eval_batch_size
     return [collate([rows[j] for j in range(i, min(i + size, len(rows)))]) for i in range(0, len(rows), size)]
-
-
-def probe_folders(run: Run) -> dict[str, Path]:
-    """Return task -> the folder of its probe."""
-    names = run.materials.splits.task_names
-    return {name: run.output_dir / PROBES / f"{i:04d}" for i, name in enumerate(names)}
 
 
 def own_plan(run: Run) -> ProbePlan | None:
