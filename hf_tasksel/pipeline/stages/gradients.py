@@ -22,11 +22,11 @@ SPLITS = ("train", "dev")
 
 
 def pieces(run: Run) -> list[Piece]:
-    """One pass per kept checkpoint; a store that is damaged is a piece without a result where it is to be repaired."""
+    """One pass per checkpoint that is asked for; a store that is damaged is a piece without a result where it is to be repaired."""
     options = dataclasses.asdict(run.config.gradients)
     kept = {key: value for key, value in options.items() if key not in ("checkpoints", *PASS_OPTIONS)}
-    found = []
-    for step in dict.fromkeys(checkpoint_steps(run.output_dir).values()):
+    found, wanted = [], {str(name) for name in run.config.gradients.checkpoints}
+    for step in dict.fromkeys(step for name, step in checkpoint_steps(run.output_dir).items() if name in wanted):
         settings = {
             "meta": run.record.fingerprint("meta"),
             "data": {"dev": run.materials.data_hashes["dev"]},
