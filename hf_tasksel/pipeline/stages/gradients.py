@@ -22,7 +22,7 @@ SPLITS = ("train", "dev")
 
 
 def pieces(run: Run) -> list[Piece]:
-    """One pass per checkpoint that is asked for; a store that is damaged is a piece without a result where it is to be repaired."""
+    """One pass per checkpoint that is asked for; a damaged store has no result where it is to be repaired."""
     options = dataclasses.asdict(run.config.gradients)
     kept = {key: value for key, value in options.items() if key not in ("checkpoints", *PASS_OPTIONS)}
     found, wanted = [], {str(name) for name in run.config.gradients.checkpoints}
