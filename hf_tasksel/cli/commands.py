@@ -41,7 +41,7 @@ def print_estimates(result: dict[str, Any]) -> None:
         table.add_row(estimated(row["estimated_loss"]), number(row["std"]), escape(", ".join(row["tasks"])))
     console = Console()
     console.print(table)
-    as_they_are = "not calibrated, for ranking subsets: `hf-tasksel verify` says how far to trust them"
+    as_they_are = "not calibrated with true fine-tunes: `hf-tasksel verify` says how far to trust them"
     known = calibrated_with(result["true_runs"]) if result["true_runs"] else as_they_are
     console.print(f"Estimates are {known}. Their source: {result['source']}.", highlight=False)
     if any(row["estimated_loss"] < 0 for row in result["estimates"]):

@@ -32,8 +32,8 @@ EFFECT_NOTE = (
     "The effect is the estimated loss with the task minus without it, everything else as selected: negative helps."
 )
 TRUST_NOTE = (
-    "Estimated losses come from one multitask training and one gradient pass. They are for comparing subsets: "
-    "without calibration their values can be far off, even negative. What was measured is in the first table."
+    "Estimated losses come from one multitask training and one gradient pass. They are for comparing subsets; "
+    "how far their values are off, only true fine-tunes tell. What was measured is in the first table."
 )
 USE_NOTE = (
     "Meant for the target above, in the prompt format of its dev rows (`format` and `template` of the target in the "

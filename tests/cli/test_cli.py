@@ -257,7 +257,7 @@ def test_estimates_are_a_table_for_people(finished, capsys):
     assert cli.main(["estimate", str(finished), "--subset", "next,same"]) == 0
     printed = capsys.readouterr().out
     assert "next, same" in printed
-    assert "not calibrated, for ranking subsets" in " ".join(printed.split())
+    assert "not calibrated with true fine-tunes" in " ".join(printed.split())
 
 
 def test_env_tells_versions_and_no_token(monkeypatch, capsys):

@@ -96,9 +96,7 @@ def path_section(files: RunFiles) -> Section | Missing:
     words = [f"The search ({selection.method}) started with {listed(first.tasks, 6)}."]
     if any(step.std for step in selection.path):
         words.append(
-            "Bars are one standard deviation of a subset's distance to the selected one, where what both share "
-            "cancels. They hold what projection, checkpoint and dev rows contribute"
-            + ("." if selection.true_runs else ", not the error of the linearisation.")
+            "Bars are one standard deviation of a subset's distance to the selected one, where what both share cancels."
         )
     plot = drawn(
         plot_path,
