@@ -95,9 +95,7 @@ def path_section(files: RunFiles) -> Section | Missing:
     first, best = selection.path[0], min(selection.path, key=lambda step: step.estimate)
     words = [f"The search ({selection.method}) started with {listed(first.tasks, 6)}."]
     if any(step.std for step in selection.path):
-        words.append(
-            "Bars are one standard deviation of a subset's distance to the selected one, where what both share cancels."
-        )
+        words.append("Bars are one standard deviation of a subset's distance to the selected one.")
     plot = drawn(
         plot_path,
         selection,
