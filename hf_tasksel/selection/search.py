@@ -10,6 +10,7 @@ from ..core.errors import ConfigError
 from ..core.extensions import find_part
 from .ensemble import random_ensemble, surrogate_search
 from .exhaustive import exhaustive_search
+from .given import given_subset
 from .greedy import backward_elimination, forward_selection, swap_selection
 from .result import SelectionResult
 
@@ -21,6 +22,7 @@ SEARCHES: dict[str, Callable[..., SelectionResult]] = {
     "kernel_ridge": partial(surrogate_search, surrogate="kernel_ridge"),
     "ridge": partial(surrogate_search, surrogate="ridge"),
     "exhaustive": exhaustive_search,
+    "given": given_subset,
 }
 """Name -> search: what `selection.method` may be. A search takes a fitted estimator, and options by their names."""
 
