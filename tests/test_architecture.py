@@ -26,6 +26,7 @@ FLOORS = [
     "config",
     "records",
     "report",
+    "app",
     "pipeline",
     "cli",
 ]  # each may import from those before it

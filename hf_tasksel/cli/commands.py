@@ -1,4 +1,4 @@
-"""The commands that are no stage of a run: `init`, `estimate`, `report`, `env`, `completion`."""
+"""The commands that are no stage of a run: `init`, `estimate`, `report`, `app`, `env`, `completion`."""
 
 from __future__ import annotations
 
@@ -120,6 +120,14 @@ def report(options: argparse.Namespace) -> dict[str, str]:
     return {"report": str(write_html_report(options.output_dir))}
 
 
+def app(options: argparse.Namespace) -> None:
+    """Serve the page of a run's folder until it is interrupted."""
+    quiet_libraries(True)
+    from ..app.page import launch
+
+    launch(options.output_dir, options.host, options.port)
+
+
 def env(options: argparse.Namespace) -> dict[str, Any]:
     """Return versions and devices."""
     from .environment import describe_environment
@@ -157,6 +165,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], N
     "init": (init, print_found),
     "estimate": (estimate_subsets, print_estimates),
     "report": (report, lambda found: print(f"written to {found['report']}")),
+    "app": (app, lambda nothing: None),
     "env": (env, lambda found: print("\n".join(f"- {name}: {value}" for name, value in found.items()))),
     "completion": (completion, print),
 }

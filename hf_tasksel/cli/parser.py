@@ -38,6 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_estimate(commands)
     command = add_command(commands, "report", "write a run's report.html anew from its files; loads no model")
     command.add_argument("output_dir", metavar="OUTPUT_DIR")
+    command = add_command(
+        commands, "app", "a page on which one ticks tasks and sees the estimated loss; loads no model"
+    )
+    command.add_argument("output_dir", metavar="OUTPUT_DIR")
+    command.add_argument("--host", default="127.0.0.1", help="where to serve it (127.0.0.1: this machine alone)")
+    command.add_argument("--port", type=int, help="which port (the first free one from 7860)")
     add_command(commands, "env", "versions and devices, for bug reports")
     command = add_command(commands, "completion", "print a script that completes this command in a shell")
     command.add_argument("shell", choices=["bash", "zsh", "tcsh"])
