@@ -10,7 +10,7 @@ from .explorer import Answer, Move
 STYLE = """
 .ts-loss {font-size: 2.6rem; font-weight: 600; line-height: 1.1}
 .ts-quiet {opacity: .75}
-table.ts-table {width: 100%; border-collapse: collapse; font-size: .95rem; margin: 0}
+table.ts-table {width: 100%; border: none !important; border-collapse: collapse; font-size: .95rem; margin: 0}
 table.ts-table th {text-align: left; font-size: .85rem; font-weight: 600; opacity: .75; font-family: inherit}
 table.ts-table td, table.ts-table th {padding: .25rem .4rem !important; vertical-align: top; border: none !important}
 table.ts-table tr {border-bottom: 1px solid rgba(128, 128, 128, .2) !important}

@@ -71,7 +71,7 @@ def test_the_nearest_true_fine_tunes_come_first(explorer):
 
 
 def test_wrong_weights_are_one_sentence(explorer):
-    with pytest.raises(ConfigError, match="unknown task 'nxt' .did you mean 'next'"):
+    with pytest.raises(ConfigError, match=r"unknown task 'nxt' \(did you mean 'next'"):
         explorer.answer({"nxt": 1.0})
     for weight in (-1.0, np.nan):
         with pytest.raises(ConfigError, match="the weight of 'next' must be 0 or more"):
