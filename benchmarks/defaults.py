@@ -31,7 +31,7 @@ from hf_tasksel.pipeline.stages.probing import own_plan, quarters
 from hf_tasksel.pipeline.true_runs import FIRST_SEED, truth_path
 from hf_tasksel.records.estimator import fit_run_estimator
 from hf_tasksel.records.known_loss import KnownLoss
-from hf_tasksel.records.stores import checkpoint_steps, run_stores
+from hf_tasksel.records.stores import run_stores
 from hf_tasksel.records.true_runs import read_true_run
 
 REGULARIZATIONS = (0.3, 1.0, 3.0)
@@ -135,7 +135,7 @@ def calibrated(estimator: SubsetEstimator, truth: Truth, count: int) -> dict[str
 def first_order(run: Run, truth: Truth, loss_on_all: float) -> list[dict[str, Any]]:
     """Estimate by the surrogate at each checkpoint, alone and around the known loss."""
     rows = []
-    for checkpoint in checkpoint_steps(run.output_dir):
+    for checkpoint in map(str, run.config.gradients.checkpoints):
         stores = run_stores(run.output_dir, checkpoint)
         for regularization in REGULARIZATIONS:
             for given in (None, loss_on_all):
