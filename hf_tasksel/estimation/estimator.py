@@ -129,6 +129,8 @@ class SubsetEstimator(BaseEstimator):
         self._count_tasks(first)
         self._prior: KnownLevel | None = None
         if loss_on_all is not None:
+            if not all(float(dev.value @ dev.share) > 0 for _, dev in self.expansions_):
+                raise DataError(f"the dev rows of {self.target_} have no loss already: there is nothing to lower")
             spread = float(self._log_changes(random_halves(len(self.task_names_))).std())
             self._prior = KnownLevel(loss_on_all, spread, self.task_samples_, self.budget)
         self.calibration_: Calibration | KnownLevel | None = None

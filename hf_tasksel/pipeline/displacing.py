@@ -119,7 +119,7 @@ def middle_folder(run: Run) -> Path:
 def gradient_step(run: Run) -> int:
     """Return the step of the kept checkpoint nearest to the middle of meta training."""
     steps = sorted(checkpoint_steps(run.output_dir).values())
-    middle = training_steps(run.materials.meta_args, num_rows(run)) / 2
+    middle = training_steps(run.materials.meta_args, len(run.materials.tokenized["train"])) / 2
     return min(steps, key=lambda step: abs(step - middle))
 
 
@@ -128,11 +128,6 @@ def rows_per_task(tasks: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     drawn = [rng.permutation(np.flatnonzero(tasks == task))[:ROWS_PER_TASK] for task in np.unique(tasks)]
     return np.sort(np.concatenate(drawn))
-
-
-def num_rows(run: Run) -> int:
-    """Return the training rows of all tasks."""
-    return len(run.materials.tokenized["train"])
 
 
 def row_counts(run: Run) -> np.ndarray:

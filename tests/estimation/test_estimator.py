@@ -284,6 +284,13 @@ def test_the_typical_change_is_that_of_random_halves(store):
     assert estimator.typical_change() == pytest.approx(np.sqrt(np.mean(changes**2)))
 
 
+def test_a_target_without_any_loss_is_refused(tmp_path):
+    columns = random_columns(3)
+    columns["loss"] *= 0
+    with pytest.raises(DataError, match="have no loss already"):
+        SubsetEstimator().fit(GradientStore.from_arrays(tmp_path / "none", **columns), "goal", loss_on_all=1.0)
+
+
 @pytest.mark.parametrize("loss", [0.0, -1.0, np.nan])
 def test_what_is_no_loss_is_refused(store, loss):
     with pytest.raises(DataError, match="loss_on_all must be a positive number"):
