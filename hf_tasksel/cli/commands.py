@@ -120,12 +120,17 @@ def report(options: argparse.Namespace) -> dict[str, str]:
     return {"report": str(write_html_report(options.output_dir))}
 
 
-def app(options: argparse.Namespace) -> None:
-    """Serve the page of a run's folder until it is interrupted."""
+def app(options: argparse.Namespace) -> dict[str, str]:
+    """Serve the page of a run until it is interrupted, or make a Space of it."""
     quiet_libraries(True)
     from ..app.page import launch
+    from ..app.space import fetch_space, push_space
 
-    launch(options.output_dir, options.host, options.port)
+    if options.push:
+        return {"pushed": push_space(options.output_dir, options.push)}
+    is_folder = Path(options.output_dir).exists() or options.output_dir.count("/") != 1
+    launch(options.output_dir if is_folder else fetch_space(options.output_dir), options.host, options.port)
+    return {}
 
 
 def env(options: argparse.Namespace) -> dict[str, Any]:
@@ -165,7 +170,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], N
     "init": (init, print_found),
     "estimate": (estimate_subsets, print_estimates),
     "report": (report, lambda found: print(f"written to {found['report']}")),
-    "app": (app, lambda nothing: None),
+    "app": (app, lambda found: print(f"pushed to {found['pushed']}" if found else "")),
     "env": (env, lambda found: print("\n".join(f"- {name}: {value}" for name, value in found.items()))),
     "completion": (completion, print),
 }

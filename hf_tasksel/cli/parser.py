@@ -41,7 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = add_command(
         commands, "app", "a page on which one ticks tasks and sees the estimated loss; loads no model"
     )
-    command.add_argument("output_dir", metavar="OUTPUT_DIR")
+    command.add_argument("output_dir", metavar="OUTPUT_DIR", help="a run's folder, or the Hub id of a pushed page")
+    command.add_argument("--push", metavar="USER/SPACE", help="make a Space of the page instead, private at first")
     command.add_argument("--host", default="127.0.0.1", help="where to serve it (127.0.0.1: this machine alone)")
     command.add_argument("--port", type=int, help="which port (the first free one from 7860)")
     add_command(commands, "env", "versions and devices, for bug reports")

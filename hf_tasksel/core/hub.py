@@ -53,7 +53,10 @@ def upload(
     folder, api = Path(folder), api or HfApi()
     refuse_token(folder, api.token if isinstance(api.token, str) else get_token())
     with one_sentence(f"push to {repo_id!r}"):
-        url = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type))
+        sdk = "gradio" if repo_type == "space" else None
+        url = with_retries(
+            lambda: api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+        )
         if revision is not None:
             with_retries(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True, repo_type=repo_type))
         commit = with_retries(
