@@ -1,6 +1,6 @@
 """Estimate the target loss of every pair of tasks from the folder of a finished run; no model is loaded.
 
-First-order estimates; `hf-tasksel estimate` also calibrates with what `verify` has fine-tuned.
+`hf-tasksel estimate` also calibrates with true fine-tunes, and asks what the real model said where a run did.
 
 python examples/estimate_any_subset.py out/quickstart word_problems
 """
@@ -15,7 +15,10 @@ from hf_tasksel import GradientStore, SubsetEstimator
 output_dir, target = sys.argv[1:3]
 step = next(iter(json.loads(Path(output_dir, "meta", "meta.json").read_text())["checkpoints"].values()))
 store = GradientStore(f"{output_dir}/gradients/checkpoint-{step}")
-estimator = SubsetEstimator().fit(store, target=target)
+known = Path(output_dir, "known_loss.json")  # of training on all tasks; written by a run
+estimator = SubsetEstimator().fit(
+    store, target, json.loads(known.read_text())["loss_on_all"] if known.is_file() else None
+)
 
 pairs = list(combinations(estimator.task_names_, 2))
 losses = estimator.predict(pairs)

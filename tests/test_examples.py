@@ -119,7 +119,7 @@ def test_dpo_objective(base_folder, tmp_path):
     pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
     said = example("dpo_objective.py", base_folder, pairs, tmp_path / "out", "goal")
     assert "train on [" in said
-    store = GradientStore(tmp_path / "out" / "gradients" / "checkpoint-2")
+    store = GradientStore(tmp_path / "out" / "gradients" / "checkpoint-10")
     assert set(store.num_tokens) == {1}
     assert 0.5 < store.loss[store.split == "dev"].mean() < 0.8  # log 2 where the reference is matched
 
@@ -137,7 +137,7 @@ def test_heads_per_task(tokenizer, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", rows)
     said = example("heads_per_task.py", tmp_path / "bert", data, tmp_path / "out", "goal")
     assert "train on [" in said
-    store = GradientStore(tmp_path / "out" / "gradients" / "checkpoint-2")
+    store = GradientStore(tmp_path / "out" / "gradients" / "checkpoint-10")
     assert store.task_names == ["next", "same", "goal"]
 
 
@@ -146,7 +146,7 @@ def test_python_api_and_estimate_any_subset(tmp_path):
     assert "fine-tuned on" in said
     selection = SelectionResult.load(tmp_path / "out" / "selection.json")
     assert len(selection.effects) == 13
-    (tmp_path / "out" / "meta" / "meta.json").write_text('{"checkpoints": {"10%": 3}}')
+    (tmp_path / "out" / "meta" / "meta.json").write_text('{"checkpoints": {"half": 15}}')
     (tmp_path / "out" / "gradients").symlink_to(tmp_path / "out" / "meta" / "gradients")
     lines = example("estimate_any_subset.py", tmp_path / "out", "word_problems").splitlines()
     assert len(lines) == 13 * 12 // 2
@@ -204,7 +204,7 @@ def test_own_gradients_are_autograds_and_its_estimates_the_closed_form(example_h
 
 def test_several_targets_are_estimated_as_each_alone(example_here, tmp_path):
     found, said = example_here("several_targets.py", tmp_path / "out")
-    store, targets = GradientStore(tmp_path / "out/meta/gradients/checkpoint-3"), list(found["dev"])
+    store, targets = GradientStore(tmp_path / "out/meta/gradients/checkpoint-15"), list(found["dev"])
     for name in targets[1:]:  # which are tasks too: no dev row is trained on
         assert not set(found["tasks"][name]["prompt"]) & set(found["dev"][name]["prompt"])
     table = {}
@@ -214,9 +214,13 @@ def test_several_targets_are_estimated_as_each_alone(example_here, tmp_path):
             table[line.split()[1]] = [float(x) for x in numbers.split()], tasks.split(", ")
     assert list(table) == [*targets, "all"]
     for numbers, tasks in table.values():
-        alone = [SubsetEstimator().fit(store, target=name).predict([tasks])[0] for name in targets]
-        weights = [found["wish"][name] for name in targets]
-        np.testing.assert_allclose(numbers, [*alone, np.average(alone, weights=weights)], atol=6e-5)
+        known = [found["known"][name] for name in targets]
+        alone = [
+            SubsetEstimator().fit(store, *given).predict([tasks])[0] for given in zip(targets, known, strict=True)
+        ]
+        mean = np.average(known, weights=[found["wish"][name] for name in targets])
+        together = SubsetEstimator().fit(store, found["wish"], mean).predict([tasks])[0]
+        np.testing.assert_allclose(numbers, [*alone, together], atol=6e-5)
     assert "off_by_some" in table["off_by_some"][1]
     assert table["off_by_some"][0][1] < table["word_problems"][0][1]  # they want different things
     assert table["word_problems"][0][0] < table["off_by_some"][0][0]
@@ -305,7 +309,7 @@ def test_the_notebook_runs_cell_by_cell(tmp_path, monkeypatch, capsys):
     table = {name.strip(): numbers for name, numbers in table.items()}
     assert list(table) == ["base", *names["subsets"]]
     store = GradientStore(tmp_path / "meta/gradients/checkpoint-2")
-    estimator = SubsetEstimator("token_fisher", 0.1).fit(store, "word_problems")
+    estimator = SubsetEstimator().fit(store, "word_problems", names["estimator"].loss_on_all_)
     for number, (name, subset) in enumerate(names["subsets"].items()):
         estimate, _, test_loss = table[name]
         assert estimate == pytest.approx(estimator.predict([subset])[0], abs=6e-4)
