@@ -22,7 +22,7 @@ from hf_tasksel.selection.result import SelectionResult
 from hf_tasksel.selection.search import SEARCHES
 
 
-@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("method", [n for n in SEARCHES if n != "given"])
 def test_each_step_says_what_it_gained(method, additive):
     path = SEARCHES[method](additive).path
     assert path[0].gain is None
