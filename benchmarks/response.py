@@ -28,6 +28,7 @@ from hf_tasksel.core.files import write_json
 from hf_tasksel.core.progress import progress_bar
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import coefficients
+from hf_tasksel.estimation.subsets import subset_weights
 from hf_tasksel.gradients.response.evaluation import ResponseEvaluator
 from hf_tasksel.gradients.response.merging import merged_model, read_adapter
 from hf_tasksel.gradients.response.sources import move_to
@@ -67,8 +68,7 @@ def main() -> int:
 
 def weights_of(run: Run, truth: Truth) -> np.ndarray:
     """Return the study's subsets as task weights."""
-    names = run.materials.splits.task_names
-    return np.asarray([[name in subset for name in names] for subset in truth.subsets], dtype=float)
+    return subset_weights(run.materials.splits.task_names, truth.subsets)
 
 
 def ask(run: Run, truth: Truth, steps: int) -> list[dict[str, Any]]:

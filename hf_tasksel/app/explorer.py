@@ -13,7 +13,8 @@ import yaml
 
 from ..config.run_config import RunConfig
 from ..core.errors import ConfigError, did_you_mean
-from ..records.estimator import calibrate_from_folder, fit_run_estimator
+from ..estimation.comparison import calibrate_with
+from ..records.estimator import fit_run_estimator
 from ..records.files import RunFiles, read_run
 from ..records.record import without_folders
 from ..records.true_runs import true_losses
@@ -70,11 +71,12 @@ class Explorer:
         self.files: RunFiles = read_run(self.folder)
         self.config = RunConfig.from_dict(self.files.run["config"])
         self.estimator = fit_run_estimator(self.folder, self.config)
-        self.true_runs = calibrate_from_folder(self.estimator, self.folder, self.config)
+        subsets, losses = true_losses(self.folder, self.config)
+        calibrate_with(self.estimator, subsets, losses)
+        self.true_runs = self.estimator.num_true_runs_
         self.names = list(self.estimator.task_names_)
         self.target = self.estimator.target_
         self.notes = self.config.task_notes
-        subsets, losses = true_losses(self.folder, self.config)
         self._rows: Any = None  # read when they are asked for
         self.trained = [(subset, float(np.mean(same))) for subset, same in zip(subsets, losses, strict=True)]
 
@@ -94,16 +96,14 @@ class Explorer:
     def answer(self, chosen: Mapping[str, float]) -> Answer:
         """Estimate task -> weight; 1 is a whole task."""
         row = self.weights(chosen)
-        rows, tokens = (round(float(row[0] @ np.asarray(counts))) for counts in self._counts())
+        counts = (self.estimator.task_samples_, self.estimator.task_tokens_)
+        rows, tokens = (round(float(row[0] @ np.asarray(count))) for count in counts)
         if not row.any():
             return Answer(None, None, None, 0, 0)
         mean, std = self.estimator.predict(row, return_std=True)
         loss, half = float(mean[0]), INTERVAL * float(std[0])
         known = np.isfinite(half)
         return Answer(loss, max(loss - half, 0.0) if known else None, loss + half if known else None, rows, tokens)
-
-    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.estimator.task_samples_, self.estimator.task_tokens_
 
     def moves(self, chosen: Mapping[str, float]) -> list[Move]:
         """Return what adding or taking away each task does, the most helpful first."""
@@ -157,14 +157,14 @@ class Explorer:
 
     def facts(self) -> dict[str, Any]:
         """Return what stands at the top of the page."""
-        everything = self.answer(dict.fromkeys(self.names, 1.0))
-        selection = self.files.selection
+        selected = list(self.files.selection.selected) if self.files.selection else []
         return {
             "base": without_folders(self.config.model_name_or_path),
             "target": self.target,
             "tasks": len(self.names),
             "true_runs": self.true_runs,
             "source": self.estimator.source,
-            "loss_on_all": everything.loss,
-            "selected": list(selection.selected) if selection else [],
+            "loss_on_all": self.answer(dict.fromkeys(self.names, 1.0)).loss,
+            "selected": selected,
+            "loss_selected": self.answer(dict.fromkeys(selected, 1.0)).loss,
         }

@@ -97,12 +97,11 @@ def react(explorer: Explorer, facts: dict[str, Any], ticks: list[str], table: An
     try:
         chosen = {name: float(given.get(name, 1.0)) for name in ticks}
         answer = explorer.answer(chosen)
-        selected = explorer.answer(dict.fromkeys(facts["selected"], 1.0)).loss
         text = explorer.configuration(chosen) if answer.loss is not None else ""
     except (TaskSelectionError, ValueError) as error:
         return f"<p>{escape(str(error))}</p>", "", "", ""
     return (
-        answer_html(answer, explorer.target, facts["loss_on_all"], selected),
+        answer_html(answer, explorer.target, facts["loss_on_all"], facts["loss_selected"]),
         moves_html(explorer.moves(chosen), explorer.notes),
         nearest_html(explorer.nearest(chosen)),
         text,

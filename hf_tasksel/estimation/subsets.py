@@ -32,6 +32,11 @@ def random_subsets(tasks: Sequence[str], count: int, seed: int = 0) -> list[list
     return found
 
 
+def subset_weights(tasks: Sequence[str], subsets: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return (m, n) task weights of subsets: 1 for a task that is in, 0 for one that is not."""
+    return np.asarray([[task in subset for task in tasks] for subset in subsets], dtype=float)
+
+
 def subset_sizes(tasks: Sequence[str]) -> list[int]:
     """Return a quarter, a half and three quarters of the number of tasks."""
     return [max(1, round(share * len(tasks))) for share in (0.25, 0.5, 0.75)]

@@ -24,7 +24,7 @@ from .model import (
     trainable_parameters,
     unwrap,
 )
-from .per_sample import PerSampleGradients, canonical_names
+from .per_sample import PerSampleGradients, canonical_names, named_trainable
 
 DISTANCES = (0.02, 0.04, 0.06, 0.08, 0.10)
 Direction = Mapping[str, Tensor]
@@ -89,8 +89,7 @@ def measure_expansion(
     check_adapter(model)
     if is_sharded(model):
         raise ModelError("expansion errors are measured in one process: load the model without FSDP")
-    names = canonical_names(model)
-    parameters = {names[id(p)]: p for p in trainable_parameters(model)}
+    parameters = named_trainable(model)
     radius = norm(parameters.values())
     units = {
         kind: unit_direction({name: value.to(parameters[name].device) for name, value in direction.items()})

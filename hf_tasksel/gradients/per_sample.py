@@ -36,10 +36,15 @@ def canonical_names(model: nn.Module) -> dict[int, str]:
     }
 
 
+def named_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every trainable parameter by its canonical name, in the model's order."""
+    names = canonical_names(model)
+    return {names[id(p)]: p for p in model.parameters() if p.requires_grad}
+
+
 def trainable_shapes(model: nn.Module) -> dict[str, Any]:
     """Return name -> shape of every trainable parameter, in the model's order."""
-    names = canonical_names(model)
-    return {names[id(p)]: p.shape for p in model.parameters() if p.requires_grad}
+    return {name: p.shape for name, p in named_trainable(model).items()}
 
 
 def owned(model: nn.Module) -> list[tuple[int, int]]:

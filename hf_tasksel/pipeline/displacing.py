@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import DataCollatorForSeq2Seq
 
@@ -14,9 +15,8 @@ from ..core.distributed import barrier, distributed_rank
 from ..core.files import atomic_path
 from ..core.progress import progress_bar
 from ..estimation.coefficients import coefficients
-from ..estimation.subsets import num_subsets, random_subsets
-from ..gradients.model import trainable_parameters
-from ..gradients.per_sample import canonical_names
+from ..estimation.subsets import num_subsets, random_subsets, subset_weights
+from ..gradients.per_sample import named_trainable
 from ..gradients.preconditioning import load_second_moments
 from ..gradients.response.continuation import continued, rows_of
 from ..gradients.response.displacements import Direction, Displacements, LoadedDisplacements, inner
@@ -56,9 +56,8 @@ def displaced(run: Run, folder: Path, steps: int) -> tuple[Direction, Displaceme
     size = len(samples) * sum(part.numel() * part.element_size() for part in centre.values())
     around = (found.stacked() if size <= IN_MEMORY else found).centred(torch.from_numpy(samples))
     subsets = random_subsets(names, min(LENGTH_SUBSETS, num_subsets(names)), seed=run.config.seed)
-    weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
     moved = difference(read_factors(run.output_dir / "meta"), fresh_adapter(run))
-    length = around.typical_length(torch.from_numpy(coefficients(weights, samples)))
+    length = around.typical_length(torch.from_numpy(coefficients(subset_weights(names, subsets), samples)))
     return centre, around.scaled(RELATIVE_LENGTH * inner(moved, moved) ** 0.5 / length)
 
 
@@ -93,17 +92,22 @@ def probe(run: Run, task: int, steps: int, path: Path) -> None:
     args, checkpoint = run.materials.meta_args, middle_folder(run)
     rows, size = run.materials.tokenized["train"], samples_per_step(args)
     numbers = rows_of(np.asarray(rows["task"]), task, steps * size, run.config.seed)
-    chosen = rows.select(numbers).select_columns(["input_ids", "labels"])
-    collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
     moved = continued(
         run.materials.measurable(checkpoint, is_trainable=True),
-        [collate([chosen[j] for j in range(i, i + size)]) for i in range(0, len(chosen), size)],
+        batches(run, rows.select(numbers), size),
         args.learning_rate / 2,
         load_second_moments(checkpoint),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_file({name: part.cpu().contiguous() for name, part in moved.items()}, temporary)
+
+
+def batches(run: Run, rows: Dataset, size: int) -> list[Any]:
+    """Return tokenized rows in collated batches of at most `size`."""
+    collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
+    rows = rows.select_columns(["input_ids", "labels"])
+    return [collate([rows[j] for j in range(i, min(i + size, len(rows)))]) for i in range(0, len(rows), size)]
 
 
 def probe_file(folder: Path, task: int) -> Path:
@@ -138,8 +142,7 @@ def row_counts(run: Run) -> np.ndarray:
 
 def adapter_of(model: Any) -> dict[str, torch.Tensor]:
     """Return the trainable parameters of a model by their names."""
-    names = canonical_names(model)
-    return {names[id(p)]: p.detach().cpu().clone() for p in trainable_parameters(model)}
+    return {name: p.detach().cpu().clone() for name, p in named_trainable(model).items()}
 
 
 def fresh_adapter(run: Run) -> dict[str, torch.Tensor]:

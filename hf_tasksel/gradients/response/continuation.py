@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import NonFiniteError
-from ..model import batch_objectives, model_inputs, trainable_parameters, unwrap
-from ..per_sample import canonical_names
+from ..model import batch_objectives, model_inputs, unwrap
+from ..per_sample import named_trainable
 from .sources import difference
 
 
@@ -29,14 +29,15 @@ def continued(
     Raises:
         NonFiniteError: when the loss is not finite.
     """
-    names = canonical_names(unwrap(model))
-    parameters = {names[id(p)]: p for p in trainable_parameters(unwrap(model))}
+    parameters = named_trainable(unwrap(model))
     start = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=0.0)
     for name, p in parameters.items():
-        # far enough into training for v to be taken as it is
-        state = {"step": torch.tensor(1e6), "exp_avg": torch.zeros_like(p), "exp_avg_sq": second_moments[name].to(p)}
-        optimizer.state[p] = {**state, "exp_avg_sq": state["exp_avg_sq"].clone()}
+        optimizer.state[p] = {
+            "step": torch.tensor(1e6),  # far enough into training for v to be taken as it is
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": second_moments[name].to(p, copy=True),
+        }
     model.train()
     for batch in batches:
         objectives = batch_objectives(unwrap(model), model_inputs(batch, next(iter(parameters.values())).device))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...core.distributed import distributed_rank, gather_lists
 from ...core.errors import ModelError, NonFiniteError
-from ..model import batch_objectives, evaluation_mode, is_sharded, model_inputs, trainable_parameters, unwrap
-from ..per_sample import canonical_names
+from ..model import batch_objectives, evaluation_mode, is_sharded, model_inputs, unwrap
+from ..per_sample import named_trainable
 from .displacements import Direction, Displacements
 
 
@@ -57,8 +57,7 @@ class ResponseEvaluator:
         self.model = unwrap(model)
         if is_sharded(self.model):
             raise ModelError("displaced parameters are evaluated in whole models: load the model without FSDP")
-        names = canonical_names(self.model)
-        self.parameters = {names[id(p)]: p for p in trainable_parameters(self.model)}
+        self.parameters = named_trainable(self.model)
         self.displacements = displacements
         unknown = sorted(set(displacements.combine(torch.zeros(len(displacements.task_names)))) - {*self.parameters})
         if unknown:

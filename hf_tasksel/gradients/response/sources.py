@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...core.errors import ModelError
-from ..model import trainable_parameters, unwrap
-from ..per_sample import canonical_names
+from ..model import unwrap
+from ..per_sample import named_trainable
 from ..preconditioning import EPSILON
 from .displacements import Direction
 from .merging import WEIGHTS_FILE
@@ -65,8 +65,7 @@ def move_to(model: nn.Module, point: Direction) -> None:
     Raises:
         ModelError: when the point is of other parameters.
     """
-    names = canonical_names(unwrap(model))
-    parameters = {names[id(p)]: p for p in trainable_parameters(unwrap(model))}
+    parameters = named_trainable(unwrap(model))
     if {n: p.shape for n, p in parameters.items()} != {n: d.shape for n, d in point.items()}:
         raise ModelError("the expansion point does not fit the model: it is of other parameters than the model trains")
     with torch.no_grad():

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from transformers import DataCollatorForSeq2Seq
 
 from ...core.distributed import barrier, distributed_rank
 from ...core.progress import progress_bar
 from ...estimation.coefficients import coefficients
 from ...estimation.response import RESPONSE_FILE, ResponseEstimate
-from ...estimation.subsets import num_subsets, random_subsets, subset_sizes
+from ...estimation.subsets import num_subsets, random_subsets, subset_sizes, subset_weights
 from ...gradients.response.evaluation import ResponseEvaluator
 from ...gradients.response.sources import move_to
 from ...records.estimator import surrogate_change
@@ -28,7 +27,7 @@ from ...records.known_loss import KNOWN_LOSS_FILE, KnownLoss
 from ...training.adapters import ADAPTER_FILE
 from ...training.evaluation import mean_loss
 from ..context import Run
-from ..displacing import LENGTHS, RELATIVE_LENGTH, displaced, gradient_step, row_counts
+from ..displacing import LENGTHS, RELATIVE_LENGTH, batches, displaced, gradient_step, row_counts
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
 from ..probe_plan import ProbePlan, run_plan
@@ -128,8 +127,7 @@ def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
     model = materials.measurable(run.output_dir / "meta", is_trainable=True)
     move_to(model, centre)
     subsets = random_subsets(names, min(plan.points, num_subsets(names)), seed=run.config.seed)
-    weights = np.asarray([[name in subset for name in names] for subset in subsets], dtype=float)
-    points = coefficients(np.vstack([np.ones(len(names)), weights]), samples)
+    points = coefficients(subset_weights(names, [names, *subsets]), samples)
     points *= np.resize(LENGTHS, len(points))[:, None]
     with progress_bar(-(-len(points) // distributed_rank()[1]), "evaluations of the real model") as advance:
         found = ResponseEvaluator(model, directions, dev_batches(run)).evaluate(points, advance=advance)
@@ -157,10 +155,7 @@ def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
 
 def dev_batches(run: Run) -> list[Any]:
     """Return the target's dev rows in batches."""
-    collate = DataCollatorForSeq2Seq(run.materials.tokenizer, padding=True)
-    rows = run.materials.tokenized["dev"].select_columns(["input_ids", "labels"])
-    size = run.materials.meta_args.per_device_eval_batch_size
-    return [collate([rows[j] for j in range(i, min(i + size, len(rows)))]) for i in range(0, len(rows), size)]
+    return batches(run, run.materials.tokenized["dev"], run.materials.meta_args.per_device_eval_batch_size)
 
 
 def own_plan(run: Run) -> ProbePlan | None:
