@@ -154,7 +154,8 @@ def check_program(arguments: list[str], user_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", **named("bash", "sh", "shell", "console"))
-def test_bash_blocks_name_commands_and_files_that_exist(block, user_folder, my_hub, capsys):
+def test_bash_blocks_name_commands_and_files_that_exist(block, user_folder, my_hub, capsys, monkeypatch):
+    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: None)  # would serve the page for ever
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for program, *arguments in commands(block):
         if program == "hf-tasksel":
