@@ -1,6 +1,6 @@
 """What does it bring to decide by estimates? True fine-tunes of what each way of choosing tasks chooses.
 
-    python benchmarks/decisions.py instruct     # or cot, quickstart: the studies of fidelity.py
+    python benchmarks/decisions.py instruct     # or cot, conflict: the studies of fidelity.py
     python benchmarks/decisions.py instruct --only mixture     # measures that one anew and keeps the other rows
 
 Every choice, and the best mixture, is fine-tuned from the base with three seeds, and stands beside the random subsets

@@ -3,7 +3,8 @@
     python benchmarks/fidelity.py train quickstart      # true fine-tunes; goes on where it stopped
     python benchmarks/fidelity.py evaluate quickstart   # every surrogate and option against them; minutes
 
-Studies: `quickstart` (13 generated tasks, fixed steps), `instruct` (18 real instruction tasks, fixed epochs), `cot`
+Studies: `quickstart` (13 generated tasks, fixed steps), `conflict` (the same but for two tasks that contradict the
+target, and fine-tunes that go far), `instruct` (18 real instruction tasks, fixed epochs), `cot`
 (nine real reasoning sets, fixed steps), and the same two on SmolLM2-135M-Instruct: `smol-cot` (nine sets, fixed steps)
 and `smol-instruct` (14 tasks, fixed epochs). Subsets hold a quarter, a half or three quarters of the tasks. The first
 half of them chooses hyper-parameters, the second half reports, once. True losses go to
@@ -29,29 +30,28 @@ from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.true_runs import run_key, true_runs, truth_path
+from hf_tasksel.quickstart.generate import PLANTED, generate_tasks, write_tasks
 from hf_tasksel.records.true_runs import TrueRun
 
 SEEDS = (1, 2)  # the run itself uses 0
+CONFLICT = [
+    *(name for name in PLANTED if name not in ("noisy_equations", "noisy_one_step")),
+    "off_by_some",
+    "ignored_changes",
+]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe, changes to it, and how many random subsets are really fine-tuned."""
+    """A recipe, and how many random subsets are really fine-tuned."""
 
     recipe: str
-    overrides: tuple[str, ...] = ()
     subsets: int = 60
 
 
 STUDIES = {
-    "quickstart": Study(
-        "quickstart.yaml",
-        (
-            *("--meta.max_steps", "160", "--gradients.checkpoints", "[5%, 10%, 20%, half, end]"),
-            *("--gradients.objectives", "[loss, log_odds]", "--gradients.seeds", "[0, 1, 2]"),
-            *("--estimator.checkpoint", "half"),
-        ),
-    ),
+    "quickstart": Study("quickstart.yaml"),
+    "conflict": Study("local/study_conflict.yaml"),
     "instruct": Study("local/study_instruct.yaml"),
     "cot": Study("local/study_cot.yaml"),
     "smol-cot": Study("local/study_smol_cot.yaml", subsets=45),
@@ -80,7 +80,11 @@ def make_run(name: str, output_dir: str | None) -> Run:
     """Return the run behind a study."""
     study = STUDIES[name]
     folder = output_dir or f"out/study-{name.replace('_', '-')}"
-    config = RunConfig.from_yaml(ROOT / "recipes" / study.recipe, [*study.overrides, "--output_dir", folder])
+    overrides = ["--output_dir", folder]
+    if name == "conflict":
+        write_tasks(Path(folder) / "tasks", generate_tasks(names=CONFLICT))
+        overrides += ["--tasks.from", f"{folder}/tasks/*.jsonl.gz"]
+    config = RunConfig.from_yaml(ROOT / "recipes" / study.recipe, overrides)
     quiet_libraries(True)
     return Run(config, lambda message: print(message, flush=True))
 

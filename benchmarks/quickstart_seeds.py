@@ -79,7 +79,6 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
         "helpful": planted("helpful"),
         "helpful and neutral": planted("helpful", "neutral"),
         "helpful and noised": planted("helpful", "noised"),
-        "helpful and conflicting": planted("helpful", "conflicting"),
     }
     return {
         "closing_table": [row.to_dict() for row in rows],
@@ -120,7 +119,7 @@ def tune(run: Run, name: str, tasks: list[str]) -> dict[str, float]:
 def harmful_rank(scores: dict[str, float]) -> int:
     """Return how many tasks are ranked before the first harmful one."""
     ranking = sorted(scores, key=scores.__getitem__)
-    return next(i for i, task in enumerate(ranking) if PLANTED[task] in ("noised", "conflicting"))
+    return next(i for i, task in enumerate(ranking) if PLANTED[task] == "noised")
 
 
 def summarize(seeds: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Where displacements come from, on a study whose subsets were really fine-tuned: move the adapter, and ask the model.
 
-    python benchmarks/response.py quickstart      # minutes on a toy base; the true losses are those of fidelity.py
+    python benchmarks/response.py conflict      # minutes on a toy base; the true losses are those of fidelity.py
 
 Gradients of the tasks, probes of some steps on each task from the middle of meta training, and single-task adapters
 that are merged: for each the real model is asked at the study's own subsets, displaced by three lengths. How well its

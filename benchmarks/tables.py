@@ -189,14 +189,13 @@ def quickstart_seeds() -> str:
         "helpful": "the helpful tasks (the planted truth)",
         "helpful and neutral": "helpful and neutral",
         "helpful and noised": "helpful and wrong answers",
-        "helpful and conflicting": "helpful and conflict",
     }
     found = result("quickstart_seeds")["summary"]["test_loss"]
     rows = [[title, f"{found[name]['mean']:.3f} ± {found[name]['std']:.3f}"] for name, title in names.items()]
     return markdown(["fine-tuned on", "test loss"], rows, "quickstart_seeds")
 
 
-STUDIES = ("instruct", "cot", "quickstart")
+STUDIES = ("instruct", "cot", "conflict")
 
 
 def true_fine_tunes() -> str:
@@ -228,7 +227,7 @@ def dev_and_test() -> str:
 
 def dev_rows(study: str) -> int:
     """Count the dev rows of a study."""
-    if study == "quickstart":
+    if study == "conflict":
         file = ROOT / "hf_tasksel" / "quickstart" / "tasks" / "target" / "word_problems.dev.jsonl.gz"
         return sum(1 for line in gzip.decompress(file.read_bytes()).splitlines() if line.strip())
     recipe = yaml.safe_load((ROOT / "recipes" / "local" / f"study_{study}.yaml").read_text())
@@ -255,7 +254,7 @@ def fidelity(study: str) -> str:
 
 def measured_studies() -> list[str]:
     """Return the studies whose defaults were measured."""
-    known = [*STUDIES, "smol-instruct", "smol-cot"]
+    known = ["quickstart", *STUDIES, "smol-instruct", "smol-cot"]
     return [name for name in known if (ROOT / "benchmarks" / "results" / f"defaults_{name}.json").is_file()]
 
 

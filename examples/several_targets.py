@@ -1,6 +1,6 @@
 """Several targets from one gradient store: a selection for each, one for all, and what each choice costs the others.
 
-python examples/several_targets.py OUT_DIR     # the embedded tasks; two of the three targets want different things
+python examples/several_targets.py OUT_DIR     # the embedded tasks; three targets that want different things
 """
 
 import sys
@@ -25,7 +25,7 @@ def load(path: Path) -> Dataset:
 tasks = {path.name.removesuffix(".jsonl.gz"): load(path) for path in sorted(embedded.glob("tasks/*.jsonl.gz"))}
 dev = {  # no row is in both: a target that is a task too gives up some of its rows
     "word_problems": load(embedded / "tasks" / "target" / "word_problems.dev.jsonl.gz").select(range(60)),
-    "off_by_some": tasks["off_by_some"].select(range(60)),  # word problems whose answers are 2 too large
+    "reversed_words": tasks["reversed_words"].select(range(60)),
     "opposites": tasks["opposites"].select(range(60)),
 }
 tasks = {name: rows.select(range(60, 120)) for name, rows in tasks.items()}  # few, for speed
@@ -45,7 +45,7 @@ store = trainer.collect_gradients("half", dim=200)  # one pass over the rows of 
 measured = trainer.evaluate()
 known = {name: measured[f"eval_{name}_loss"] for name in dev}
 estimators = {name: SubsetEstimator().fit(store, name, known[name]) for name in dev}
-wish = {"word_problems": 3.0, "off_by_some": 1.0, "opposites": 1.0}  # how much each counts in the mean
+wish = {"word_problems": 3.0, "reversed_words": 1.0, "opposites": 1.0}  # how much each counts in the mean
 mean = sum(weight * known[name] for name, weight in wish.items()) / sum(wish.values())
 together = SubsetEstimator().fit(store, wish, mean)
 selections = {f"for {name}": random_ensemble(estimators[name], min_tasks=4) for name in dev}

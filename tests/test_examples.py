@@ -221,9 +221,9 @@ def test_several_targets_are_estimated_as_each_alone(example_here, tmp_path):
         mean = np.average(known, weights=[found["wish"][name] for name in targets])
         together = SubsetEstimator().fit(store, found["wish"], mean).predict([tasks])[0]
         np.testing.assert_allclose(numbers, [*alone, together], atol=6e-5)
-    assert "off_by_some" in table["off_by_some"][1]
-    assert table["off_by_some"][0][1] < table["word_problems"][0][1]  # they want different things
-    assert table["word_problems"][0][0] < table["off_by_some"][0][0]
+    assert "reversed_words" in table["reversed_words"][1]
+    assert table["reversed_words"][0][1] < table["word_problems"][0][1]  # they want different things
+    assert table["word_problems"][0][0] < table["reversed_words"][0][0]
 
 
 def random_store(folder: Path) -> GradientStore:

@@ -49,6 +49,7 @@ class Calibration:
             self.f,
             self.z,
             (y - self.shift) / self.unit,
+            np.ones(len(y)),
             (0.0, SLOPE_MEAN, 0.0),
             (SHIFT_STD, SLOPE_STD, SIZE_STD),
             TASK_SCALE,
@@ -57,7 +58,7 @@ class Calibration:
 
     def predict(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation, each (m,), of the loss that a true fine-tune would have."""
-        mean, std = self.process.posterior(*self._inputs(estimates, indicators), noise=True)
+        mean, std = self.process.posterior(*self._inputs(estimates, indicators), np.ones(len(estimates)))
         return self.shift + self.unit * mean, self.unit * std
 
     def difference(
@@ -69,7 +70,7 @@ class Calibration:
         """
         f, z = self._inputs(estimates, indicators)
         other_f, other_z = self._inputs(other_estimates, other_indicators)
-        mean, std = self.process.posterior(f - other_f, z - other_z, noise=False)
+        mean, std = self.process.posterior(f - other_f, z - other_z, np.zeros(len(f)))
         return self.unit * mean, self.unit * std
 
     def _inputs(self, estimates: np.ndarray, indicators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,10 @@ from .coefficients import coefficients, divergence
 from .process import EffectsProcess
 
 # Prior of the logarithm of a loss over the known one, in units of the spread that estimates give random halves: the
-# known loss is one fine-tune's, estimates have slope 1, and what they leave is about as large as what they say.
-LEVEL_STD, SLOPE_STD, TASK_SCALE, NOISE_SCALE = 0.3, 0.5, 0.2, 1.0
+# known loss is one fine-tune's, estimates have slope 1, and what they leave of a random half, whose χ² is 1, is about
+# as large as what they say.
+LEVEL_STD, SLOPE_STD, TASK_SCALE, NOISE_SCALE = 0.3, 0.5, 0.2, 0.8
+NOISE_AT_ALL = 0.2  # the noise's variance grows with χ²; this much of it is there without
 # What the divergence from all tasks adds: of fewer steps, as a share of the loss; of another mixture, in those units.
 FEWER_STEPS, FEWER_STEPS_STD, MIXTURE_STD = 0.015, 0.03, 0.25
 SMALLEST_UNIT = 1e-3
@@ -23,7 +25,8 @@ class KnownLevel:
 
     ℓ is the loss of training on all tasks; c(S) by what the choice of tasks changes its logarithm, as estimated; χ²(S)
     how far S is from all tasks, which is (1 ÷ share of the samples) − 1 and so counts the steps that a subset trains
-    for less as well; z the centred shares of samples. Without true fine-tunes it is the prior, whose scales were
+    for less as well; z the centred shares of samples. ε grows with χ²: what estimates miss is larger where they reach
+    farther. Without true fine-tunes it is the prior, whose scales were
     chosen on studies (docs/fidelity.md).
 
     Args:
@@ -54,6 +57,7 @@ class KnownLevel:
         self.process = EffectsProcess(
             *self._inputs(changes, weights),
             np.log(y / level) / self.unit,
+            self._noise(weights),
             (0.0, 1.0, self.growth / self.unit),
             (LEVEL_STD, SLOPE_STD, std / self.unit),
             TASK_SCALE,
@@ -71,7 +75,7 @@ class KnownLevel:
 
     def predict(self, changes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation, each (m,), of the loss that a true fine-tune would have."""
-        mean, std = self.process.posterior(*self._inputs(changes, weights), noise=True)
+        mean, std = self.process.posterior(*self._inputs(changes, weights), self._noise(weights))
         losses = self.level * np.exp(self.unit * mean)
         return losses, losses * self.unit * std
 
@@ -85,11 +89,14 @@ class KnownLevel:
         f, z = self._inputs(changes, weights)
         other_f, other_z = self._inputs(other_changes, other_weights)
         first, second = (
-            self.level * np.exp(self.unit * self.process.posterior(*inputs, noise=False)[0])
+            self.level * np.exp(self.unit * self.process.posterior(*inputs, np.zeros(len(f)))[0])
             for inputs in ((f, z), (other_f, other_z))
         )
-        _, std = self.process.posterior(f - other_f, z - other_z, noise=False)
+        _, std = self.process.posterior(f - other_f, z - other_z, np.zeros(len(f)))
         return first - second, np.sqrt(first * second) * self.unit * std
+
+    def _noise(self, weights: np.ndarray) -> np.ndarray:
+        return NOISE_AT_ALL + divergence(weights, self.samples)
 
     def _inputs(self, changes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (m, 3) constant, change in units, divergence; and (m, n) shares, of length 1 for a random half."""

@@ -17,13 +17,15 @@ LOG_SPREAD = 0.8  # of the priors of both scales
 class EffectsProcess:
     """Posterior of y = fᵀβ + zᵀu + ε given k observations.
 
-    β, u and ε are Gaussian. The scales of u and ε are not fixed: predictions are averaged over draws from their
-    log-normal priors, each weighted by its marginal likelihood (Rasmussen & Williams 2006, section 5.2), which stays
-    honest with three observations, and with none is the prior.
+    β, u and ε are Gaussian; the variance of ε is one scale times a number known for each row. The scales of u and ε
+    are not fixed: predictions are averaged over draws from their log-normal priors, each weighted by its marginal
+    likelihood (Rasmussen & Williams 2006, section 5.2), which stays honest with three observations, and with none is
+    the prior.
 
     Args:
         f, z: (k, p) features and (k, n) loadings of the task effects.
         y: (k,) observations.
+        noise: (k,) multiples of the noise's variance.
         means, stds: (p,) prior of β.
         task_scale, noise_scale: medians of the priors of the standard deviations of u and ε.
     """
@@ -33,6 +35,7 @@ class EffectsProcess:
         f: np.ndarray,
         z: np.ndarray,
         y: np.ndarray,
+        noise: np.ndarray,
         means: Sequence[float],
         stds: Sequence[float],
         task_scale: float,
@@ -45,8 +48,8 @@ class EffectsProcess:
         def log_likelihood(log_scales: np.ndarray) -> np.ndarray:
             """Condition on the observations for every draw of the scales, and return how likely they are."""
             self.task_variance, self.noise_variance = np.exp(2 * log_scales).T
-            noise = self.noise_variance[:, None, None] * np.eye(len(y))
-            self.factors = np.linalg.cholesky(self._kernels(f, z) + noise)
+            own = self.noise_variance[:, None, None] * np.diag(noise)
+            self.factors = np.linalg.cholesky(self._kernels(f, z) + own)
             whitened = np.linalg.solve(self.factors, residual[None, :, None])[..., 0]
             self.coefficients = np.linalg.solve(np.swapaxes(self.factors, 1, 2), whitened[..., None])[..., 0]
             return -0.5 * (whitened**2).sum(1) - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
@@ -57,18 +60,18 @@ class EffectsProcess:
         for name in ("task_variance", "noise_variance", "factors", "coefficients", "draw_weights"):
             setattr(self, name, getattr(self, name)[keep])
 
-    def posterior(self, f: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return posterior means and standard deviations, each (m,), of fᵀβ + zᵀu, with the noise if asked for."""
+    def posterior(self, f: np.ndarray, z: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return posterior means and standard deviations, each (m,), of fᵀβ + zᵀu + ε; `noise` as of the class."""
         chunks = [slice(i, i + ROWS_PER_CHUNK) for i in range(0, max(len(f), 1), ROWS_PER_CHUNK)]
-        means, stds = zip(*(self._chunk(f[rows], z[rows], noise) for rows in chunks), strict=True)
+        means, stds = zip(*(self._chunk(f[rows], z[rows], noise[rows]) for rows in chunks), strict=True)
         return np.concatenate(means), np.concatenate(stds)
 
-    def _chunk(self, f: np.ndarray, z: np.ndarray, noise: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _chunk(self, f: np.ndarray, z: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cross = self._kernels(f, z)
         means = f @ self.means + (cross @ self.coefficients[..., None])[..., 0]
         explained = (np.linalg.solve(self.factors, np.swapaxes(cross, 1, 2)) ** 2).sum(1)
         own = f**2 @ self.variances + self.task_variance[:, None] * (z**2).sum(1)
-        variances = np.maximum(own - explained, 0) + noise * self.noise_variance[:, None]
+        variances = np.maximum(own - explained, 0) + self.noise_variance[:, None] * noise
         mean = self.draw_weights @ means
         return mean, np.sqrt(self.draw_weights @ (variances + (means - mean) ** 2))
 

@@ -13,7 +13,7 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Row = dict[str, str]
@@ -32,8 +32,8 @@ PLANTED = {
     "opposites": "neutral",
     "noisy_problems": "noised",
     "noisy_stories": "noised",
-    "off_by_some": "conflicting",
-    "ignored_changes": "conflicting",
+    "noisy_equations": "noised",
+    "noisy_one_step": "noised",
 }
 NAMES = ["Tom", "Ann", "Sam", "Eva", "Ben", "Mia", "Leo", "Zoe", "Max", "Ida"]
 THINGS = ["apples", "books", "cards", "pens", "eggs", "cups", "keys", "toys", "nuts", "shells"]
@@ -201,6 +201,16 @@ def noisy_story(rng: random.Random) -> Row:
     return rng.choice([shop_story, coin_story])(rng) | solution(rng)
 
 
+def noised(maker: Maker) -> Maker:
+    """Rows of a maker, each with the solution of another."""
+
+    def make(rng: random.Random) -> Row:
+        row, other = maker(rng), maker(rng)
+        return {**other, "question": row["question"]}
+
+    return make
+
+
 def ignored_change(rng: random.Random) -> Row:
     """A target question whose solution ignores both changes."""
     start, changes = numbers(rng)
@@ -221,6 +231,8 @@ MAKERS: dict[str, Maker] = {
     "opposites": opposite,
     "noisy_problems": lambda rng: word_problem(rng) | solution(rng),
     "noisy_stories": noisy_story,
+    "noisy_equations": noised(equation),
+    "noisy_one_step": noised(one_step_problem),
     "swapped_signs": lambda rng: word_problem(rng, sign=-1),
     "off_by_some": lambda rng: word_problem(rng, error=2),
     "ignored_changes": ignored_change,
@@ -253,7 +265,11 @@ def generate(task: str, count: int, seed: int, seen: set[str] | None = None) -> 
 
 
 def generate_tasks(
-    seed: int = 0, train_samples: int = 300, dev_samples: int = 150, test_samples: int = 200
+    seed: int = 0,
+    train_samples: int = 300,
+    dev_samples: int = 150,
+    test_samples: int = 200,
+    names: Iterable[str] = tuple(PLANTED),
 ) -> dict[str, list[Row]]:
     """Return the source tasks, and the target's rows as `word_problems.dev` and `word_problems.test`.
 
@@ -264,7 +280,7 @@ def generate_tasks(
         f"{TARGET}.dev": generate(TARGET, dev_samples, seed, seen),
         f"{TARGET}.test": generate(TARGET, test_samples, seed + 1_000_000, seen),
     }
-    tasks = {name: generate(name, train_samples, seed, set(seen)) for name in PLANTED}
+    tasks = {name: generate(name, train_samples, seed, set(seen)) for name in names}
     return {**tasks, **held_out}
 
 

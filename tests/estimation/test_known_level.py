@@ -30,7 +30,7 @@ def world(seed, count, budget="steps"):
     changes *= SPREAD / changes.std()
     growth = rng.normal(0.015, 0.03) if budget == "epochs" else rng.normal(0, 0.25 * SPREAD)
     effects = SPREAD * 0.2 * np.sqrt(len(SAMPLES)) * rng.normal(size=len(SAMPLES))
-    noise = SPREAD * np.exp(0.8 * rng.normal()) * rng.normal(size=count)
+    noise = 0.8 * SPREAD * np.exp(0.8 * rng.normal()) * np.sqrt(0.2 + far) * rng.normal(size=count)
     logs = 0.3 * SPREAD * rng.normal() + rng.normal(1, 0.5) * changes + growth * far + s @ effects + noise
     return changes, weights, LEVEL * np.exp(logs)
 
@@ -48,18 +48,18 @@ def test_the_posterior_is_that_of_the_joint_gaussian(budget, k):
     fixed = (0.3 * SPREAD) ** 2 + 0.25 * np.outer(changes, changes) + growth_std**2 * np.outer(far, far)
     found, weight = [], []
     for task, noise in ((t, e) for t in np.linspace(-4, 4, 33) for e in np.linspace(-4, 4, 33)):
-        scales = np.exp([np.log(0.2) + 0.8 * task, 0.8 * noise]) ** 2
+        scales = np.exp([np.log(0.2) + 0.8 * task, np.log(0.8) + 0.8 * noise]) ** 2
         cov = fixed + scales[0] * s @ s.T
-        seen = cov[:k, :k] + scales[1] * SPREAD**2 * np.eye(k)
+        seen = cov[:k, :k] + scales[1] * SPREAD**2 * np.diag(0.2 + far[:k])
         gain = cov[k:, :k] @ np.linalg.inv(seen)
         y = np.log(losses[:k] / LEVEL) - prior[:k]
-        found.append((prior[k:] + gain @ y, cov[k:, k:] - gain @ cov[:k, k:], scales[1] * SPREAD**2))
+        found.append((prior[k:] + gain @ y, cov[k:, k:] - gain @ cov[:k, k:], scales[1] * SPREAD**2 * (0.2 + far[k:])))
         likely = multivariate_normal(np.zeros(k), seen).pdf(y) if k else 1.0
         weight.append(likely * norm.pdf(task) * norm.pdf(noise))
     weight = np.array(weight) / np.sum(weight)
     means, covs, noises = (np.array(part) for part in zip(*found, strict=True))
     slow_mean = weight @ means
-    slow_std = np.sqrt(weight @ (np.diagonal(covs, axis1=1, axis2=2) + noises[:, None] + (means - slow_mean) ** 2))
+    slow_std = np.sqrt(weight @ (np.diagonal(covs, axis1=1, axis2=2) + noises + (means - slow_mean) ** 2))
     np.testing.assert_allclose(np.log(mean / LEVEL), slow_mean, atol=0.03 * slow_std.max())
     np.testing.assert_allclose(std / mean, slow_std, rtol=0.05)
     assert gap[0] == pytest.approx(mean[0] - mean[1])
@@ -119,4 +119,4 @@ def test_wrong_runs_are_one_sentence(losses, message):
 def test_the_tests_know_the_priors():
     assert (known_level.LEVEL_STD, known_level.SLOPE_STD, known_level.MIXTURE_STD) == (0.3, 0.5, 0.25)
     assert (known_level.FEWER_STEPS, known_level.FEWER_STEPS_STD) == (0.015, 0.03)
-    assert (known_level.TASK_SCALE, known_level.NOISE_SCALE, process.LOG_SPREAD) == (0.2, 1.0, 0.8)
+    assert (known_level.TASK_SCALE, known_level.NOISE_SCALE, process.LOG_SPREAD) == (0.2, 0.8, 0.8)
