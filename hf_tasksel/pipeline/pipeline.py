@@ -15,6 +15,7 @@ from ..report.publish import push_final
 from ..selection.result import SelectionResult
 from .context import Run
 from .export import EXPORT_FILE, EXPORT_FOLDER, export_for_trl
+from .outlook import outlook, time_left
 from .pieces import carry_out
 from .stages import fine_tuning, gradients, meta_training, probing, selection
 
@@ -23,8 +24,13 @@ STAGES = (meta_training.STAGE, gradients.STAGE, probing.STAGE, selection.STAGE, 
 
 def bring_to(run: Run, last: str) -> None:
     """Do every stage up to `last` that is not finished, and show what came of each."""
+    begins = run.record.fingerprint("meta") is None
+    if begins:
+        run.say(outlook(run, last))
     for stage in STAGES:
         done = carry_out(run, stage)
+        if begins and stage is meta_training.STAGE and stage.name != last:
+            run.say(time_left(run, last, run.record.values["stages"]["meta"]["seconds"]))
         if stage.name in SHOWN and (done or not is_shown(run.output_dir, stage.name)):
             show_stage(stage.name, run.config, run.output_dir, run.say)
         if stage.name == last:

@@ -23,6 +23,11 @@ from ..records.evaluation_rows import (
 from ..records.record import REPORT_FILE
 from ..selection.result import SelectionResult
 
+OWN_DATA = """with data of your own (folders, files or Hub ids; GOAL is the task that counts):
+  hf-tasksel init DATA --target GOAL --output my.yaml
+  hf-tasksel plan my.yaml
+  hf-tasksel run my.yaml"""
+
 
 def print_result(current: Any, config: RunConfig, command: str, result: Any, as_json: bool) -> None:
     """Print what a stage returned."""
@@ -53,6 +58,8 @@ def print_result(current: Any, config: RunConfig, command: str, result: Any, as_
         console.print(f"pushed to {escape(result)}")
     for line in closing_lines(current, selection, rows, config.task_notes):
         console.print(escape(line), highlight=False)
+    if rows and config.model_name_or_path.startswith("embedded:"):
+        console.print(escape(OWN_DATA), highlight=False)
 
 
 def effects_table(selection: SelectionResult, notes: dict[str, str]) -> Table:

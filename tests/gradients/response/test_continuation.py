@@ -52,7 +52,8 @@ def test_steps_are_those_of_adam_with_the_moments_that_it_was_left_with():
 def test_a_loss_that_is_not_finite_is_one_sentence():
     model = lora_model("llama")
     with torch.no_grad():
-        next(iter(trainable(model).values())).fill_(float("nan"))
+        for p in trainable(model).values():  # attention on some CPUs makes numbers of one query that is NaN
+            p.fill_(float("nan"))
     v = {n: torch.ones_like(p) for n, p in trainable(model).items()}
     with pytest.raises(NonFiniteError, match="the loss of a probe is not finite"):
         continued(model, batches(1), 1e-3, v)

@@ -1,0 +1,53 @@
+"""What a run has before it, said at its start, and how long that takes, once meta training was timed."""
+
+from __future__ import annotations
+
+from .context import Run
+from .displacing import row_counts
+from .plan import readable_seconds
+from .probe_plan import run_plan
+from .training_steps import samples_per_step, training_steps
+
+STAGES = ("meta-train", "collect", "probe", "select", "fine-tune")
+
+
+def work_ahead(run: Run) -> dict[str, tuple[str, float]]:
+    """Return of each stage what it does, in words, and about what it costs, in meta trainings.
+
+    A row costs the same in every stage; the search costs nothing. Of what estimates may ask, the most is counted.
+    """
+    config, materials = run.config, run.materials
+    rows = materials.tokenized
+    whole = training_steps(materials.meta_args, len(rows["train"]))
+    seen = whole * samples_per_step(materials.meta_args)
+    passes, passed = len(set(map(str, config.gradients.checkpoints))), len(rows["train"]) + len(rows["dev"])
+    final = training_steps(materials.final_args, len(rows["train"])) * samples_per_step(materials.final_args) / seen
+    probes = run_plan(config, materials.final_args, row_counts(run), len(rows["dev"]))
+    compared = "all" in config.compare_with
+    also = " and, to compare, on all tasks" if compared else ""
+    on_all = probes is not None and probes.trains_all
+    return {
+        "meta-train": (f"meta training ({whole:,} steps on all tasks)", 1.0),
+        "collect": (
+            f"{passes} gradient {'pass' if passes == 1 else 'passes'} ({passed:,} rows)",
+            passes * passed / seen,
+        ),
+        "probe": ("what estimates ask", final * (probes.training_cost + probes.asking_cost) if probes else 0.0),
+        "select": ("the search", 0.0),
+        "fine-tune": (f"fine-tuning on the selection{also}", final * (1 + (compared and not on_all))),
+    }
+
+
+def outlook(run: Run, last: str) -> str:
+    """Say what a run does up to a stage, and what it costs beside meta training."""
+    ahead = work_ahead(run)
+    stages = STAGES[: STAGES.index(last) + 1]
+    cost = sum(ahead[stage][1] for stage in stages)
+    return f"ahead: {', '.join(ahead[stage][0] for stage in stages)}; about {cost:.1f} x the time of meta training"
+
+
+def time_left(run: Run, last: str, seconds: float) -> str:
+    """Say how long the stages after meta training take up to one, when that took so many seconds."""
+    ahead = work_ahead(run)
+    rest = seconds * sum(ahead[stage][1] for stage in STAGES[1 : STAGES.index(last) + 1])
+    return f"meta training took {readable_seconds(seconds)}; the rest takes about {readable_seconds(rest)}"
