@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import ConfigError, TaskSelectionError
 from ..core.files import file_in, read_json, write_json
 from ..estimation.estimator import SubsetEstimator
-from .dataset_mixture import dataset_mixture
+from .dataset_mixture import MAX_REPEATS, Datasets, dataset_mixture
 from .greedy import forward_selection
 from .objective import estimator_record
 from .simplex import Function, capped, minimize_on_simplex
@@ -81,16 +81,14 @@ class MixtureResult:
             raise TaskSelectionError(f"there is no mixture at {path}")
         return cls.from_dict(read_json(path))
 
-    def to_dataset_mixture(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return the datasets with their shares of the samples (`fraction`) as YAML for TRL's scripts.
+    def to_dataset_mixture(self, datasets: Datasets, tool: str = "trl") -> str:
+        """Return the datasets with their shares as YAML for a training tool: TRL's `fraction`, LLaMA-Factory's
+        `interleave_probs`, or olmix' `weight`, which is of tokens.
 
-        Args:
-            datasets: task -> fields of TRL's `DatasetConfig`: `path`, and e.g. `name`, `data_dir`, `split`, `columns`.
-
-        Raises:
-            ConfigError: when a task of the mixture has no dataset, its fields are not TRL's, or TRL is too old.
+        Args, Raises: as of `SelectionResult.to_dataset_mixture`.
         """
-        return dataset_mixture({task: share for task, share in self.sample_shares.items() if share > 0}, datasets)
+        shares = self.weights if tool == "olmix" else self.sample_shares
+        return dataset_mixture({task: share for task, share in shares.items() if share > 0}, datasets, tool)
 
 
 def optimize_mixture(
@@ -100,7 +98,7 @@ def optimize_mixture(
     max_iter: int = 100,
     seed: int = 0,
     caution: float = 1.0,
-    max_repeats: float = 4.0,
+    max_repeats: float = MAX_REPEATS,
 ) -> MixtureResult:
     """Find the shares of training samples that minimise the estimate, with as many samples as the best subset has.
 

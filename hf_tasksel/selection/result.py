@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import TaskSelectionError
 from ..core.files import file_in, read_json, write_json
-from .dataset_mixture import dataset_mixture
+from .dataset_mixture import Datasets, dataset_mixture
 
 SELECTION_FILE = "selection.json"
 
@@ -123,16 +123,18 @@ class SelectionResult:
 
         return cls.load(hf_hub_download(repo_id_or_path, SELECTION_FILE, revision=revision))
 
-    def to_dataset_mixture(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return the selected datasets as YAML for TRL's scripts, which concatenate them whole.
+    def to_dataset_mixture(self, datasets: Datasets, tool: str = "trl") -> str:
+        """Return the selected datasets as YAML for a training tool, which concatenates them whole.
 
         Args:
-            datasets: task -> fields of TRL's `DatasetConfig`: `path`, and e.g. `name`, `data_dir`, `split`, `columns`.
+            datasets: task -> how the tool loads it: fields of TRL's `DatasetConfig` (`path`, and e.g. `name`, `split`,
+                `columns`), of an entry of axolotl's `datasets`, or of LLaMA-Factory's dataset_info.json.
+            tool: `trl`, `axolotl`, `llamafactory`, or, for mixtures alone, `olmix`.
 
         Raises:
-            ConfigError: when a selected task has no dataset, or its fields are not TRL's.
+            ConfigError: for an unknown tool, a selected task without a dataset, or fields that are not the tool's.
         """
-        return dataset_mixture(dict.fromkeys(self.selected), datasets)
+        return dataset_mixture(dict.fromkeys(self.selected), datasets, tool)
 
     def plot(self, path: str | Path) -> None:
         """Draw the selection path and the effect of each task into a PNG file."""
