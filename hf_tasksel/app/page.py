@@ -13,6 +13,8 @@ from .explorer import Explorer
 from .html import STYLE, answer_html, moves_html, nearest_html, rows_html
 
 SHOWN_CONFIGURATION = 120  # lines, before it scrolls
+USE = """Save this as `chosen.yaml`. Then `hf-tasksel fine-tune chosen.yaml` trains on these tasks and measures what came
+of it; `hf-tasksel export chosen.yaml` writes their rows and a mixture for `trl sft`. Weights are not part of it."""
 
 
 def import_gradio() -> Any:
@@ -62,7 +64,7 @@ def make_page(explorer: Explorer) -> Any:
                 with gr.Tab("Nearest true fine-tunes"):
                     nearest = gr.HTML()
                 with gr.Tab("Use it"):
-                    gr.Markdown("A configuration with these tasks, for `hf-tasksel fine-tune chosen.yaml`.")
+                    gr.Markdown(USE)
                     configuration = gr.Code(language="yaml", show_label=False, max_lines=SHOWN_CONFIGURATION)
                 with gr.Tab("Rows"):
                     task = gr.Dropdown(names, value=names[0], label="task")

@@ -11,23 +11,16 @@ from huggingface_hub import HfApi
 
 from ..config.run_config import RunConfig
 from ..core.errors import TaskSelectionError
-from ..core.files import read_json, write_json
+from ..core.files import read_json
 from ..core.hub import one_sentence, upload, with_retries
 from ..core.version import __version__
 from ..gradients.store.format import MANIFEST_FILE, SHARDS
+from ..gradients.store.reader import GradientStore
 from ..records.estimator import fit_run_estimator
-from ..records.record import RUN_FILE, read_record, without_folders
-from ..records.true_runs import TRUTH_FOLDER, belongs, true_run_key
+from ..records.evidence import EVIDENCE_FOLDER, STORES_FILE, stage_evidence
+from ..records.record import RUN_FILE, read_record
 
 RUN = "run"
-EVIDENCE = (
-    "known_loss.json",
-    "response.json",
-    "selection.json",
-    "estimates.parquet",
-    "affinity.json",
-    "meta/meta.json",
-)
 APP = """from hf_tasksel.app.page import launch
 
 launch("run", host="0.0.0.0", port=7860)
@@ -71,38 +64,63 @@ def push_space(folder: str | Path, repo_id: str, **options: Any) -> str:
 
 
 def stage_run(folder: Path, staged: Path) -> None:
-    """Copy what the page reads, without folders of this machine."""
-    record = read_record(folder)
-    config = RunConfig.from_dict(record["config"])
-    stores = fit_run_estimator(folder, config).stores_
-    public = without_folders(record)
-    write_json(staged / RUN_FILE, public)
-    for name in EVIDENCE:
-        if (folder / name).is_file():
-            (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, staged / name)
-    for store in stores:
-        place = staged / store.path.relative_to(folder)
-        place.mkdir(parents=True)
-        for path in [*store.path.glob(SHARDS), store.path / MANIFEST_FILE]:
-            shutil.copyfile(path, place / path.name)
-    key = true_run_key(RunConfig.from_dict(public["config"]), record.get("data_hashes", {}))
-    for path in sorted((folder / TRUTH_FOLDER).glob("*.json")):
-        run = read_json(path)
-        if belongs(run, config, folder):  # by its settings, which name the base's folder
-            write_json(staged / TRUTH_FOLDER / path.name, {**run, "key": key})
+    """Copy what the page reads: evidence, and the stores that estimates are made from."""
+    stage_evidence(folder, staged)
+    for store in fit_run_estimator(folder, RunConfig.from_dict(read_record(folder)["config"])).stores_:
+        copy_store(store.path, staged / store.path.relative_to(folder))
 
 
-def fetch_space(repo_id: str, api: HfApi | None = None) -> Path:
-    """Download a Space that `push_space` made; returns the folder of its run.
+def copy_store(path: Path, place: Path) -> None:
+    """Copy the files of a gradient store."""
+    place.mkdir(parents=True, exist_ok=True)
+    for part in [*path.glob(SHARDS), path / MANIFEST_FILE]:
+        shutil.copyfile(part, place / part.name)
+
+
+def fetch_run(repo_id: str, api: HfApi | None = None) -> Path:
+    """Download what the page reads: a Space that `push_space` made, or a model that was pushed with its gradients.
+
+    Returns:
+        The folder of its run.
 
     Raises:
-        TaskSelectionError: when it cannot be read, or is no such Space.
+        TaskSelectionError: when it cannot be read, or holds nothing to estimate from.
     """
     api = api or HfApi()
+    with one_sentence(f"look for {repo_id!r}"):
+        is_model = with_retries(lambda: api.repo_exists(repo_id))
+    return fetch_model(repo_id, api) if is_model else fetch_space(repo_id, api)
+
+
+def fetch_space(repo_id: str, api: HfApi) -> Path:
+    """Download a Space that `push_space` made; returns the folder of its run."""
     with one_sentence(f"fetch the Space {repo_id!r}"):
         found = with_retries(lambda: api.snapshot_download(repo_id, repo_type="space", allow_patterns=[f"{RUN}/*"]))
     folder = Path(found) / RUN
     if not (folder / RUN_FILE).is_file():
         raise TaskSelectionError(f"the Space {repo_id!r} holds no run: it was not made by `hf-tasksel app --push`")
+    return folder
+
+
+def fetch_model(repo_id: str, api: HfApi) -> Path:
+    """Download the gradients and the evidence that were pushed beside a model; returns a folder of both."""
+    with one_sentence(f"fetch {repo_id!r}"):
+        record = read_json(Path(with_retries(lambda: api.hf_hub_download(repo_id, RUN_FILE))))
+    store_repo_id = record.get("config", {}).get("hub", {}).get("store_repo_id")
+    if not store_repo_id:
+        raise TaskSelectionError(
+            f"{repo_id!r} was pushed without its gradients (hub.store_repo_id), so that nothing can be estimated: "
+            "run `hf-tasksel app --push` where the run is"
+        )
+    store = GradientStore.from_hub(store_repo_id, api=api)
+    with one_sentence(f"fetch {store_repo_id!r}"):
+        found = with_retries(
+            lambda: api.snapshot_download(store_repo_id, repo_type="dataset", allow_patterns=[f"{EVIDENCE_FOLDER}/*"])
+        )
+    evidence = Path(found) / EVIDENCE_FOLDER
+    if not (evidence / RUN_FILE).is_file():
+        raise TaskSelectionError(f"{store_repo_id!r} says nothing of its run: push again with this version")
+    folder = Path(tempfile.mkdtemp(prefix="hf-tasksel-app-"))
+    shutil.copytree(evidence, folder, dirs_exist_ok=True)
+    copy_store(store.path, folder / read_json(evidence / STORES_FILE)["stores"][0])
     return folder

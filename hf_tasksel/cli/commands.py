@@ -124,12 +124,12 @@ def app(options: argparse.Namespace) -> dict[str, str]:
     """Serve the page of a run until it is interrupted, or make a Space of it."""
     quiet_libraries(True)
     from ..app.page import launch
-    from ..app.space import fetch_space, push_space
+    from ..app.space import fetch_run, push_space
 
     if options.push:
         return {"pushed": push_space(options.output_dir, options.push)}
     is_folder = Path(options.output_dir).exists() or options.output_dir.count("/") != 1
-    launch(options.output_dir if is_folder else fetch_space(options.output_dir), options.host, options.port)
+    launch(options.output_dir if is_folder else fetch_run(options.output_dir), options.host, options.port)
     return {}
 
 

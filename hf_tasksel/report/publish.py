@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import yaml
 
 from ..config.run_config import RunConfig
 from ..core.files import read_json, write_json
+from ..core.hub import upload
 from ..core.version import versions
 from ..data.sources import is_hub_dataset, used_datasets
 from ..records.estimator import fit_run_estimator
 from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow, read_evaluation
+from ..records.evidence import EVIDENCE_FOLDER, STORES_FILE, stage_evidence
 from ..records.files import VERIFICATION_FILE
 from ..records.record import RUN_FILE, without_folders
 from ..selection.result import SELECTION_FILE, SelectionResult
@@ -71,6 +74,8 @@ def push_final(config: RunConfig, output_dir: Path) -> list[str]:
     hub, final = config.hub, output_dir / "final"
     info = card_info(config, output_dir, SelectionResult.load(final), read_evaluation(final / EVALUATION_FILE))
     write_card(final, replace(info, datasets=dataset_licences([*info.datasets])))
+    record = {**read_json(output_dir / RUN_FILE), "config": config.to_dict()}  # it says where the gradients are
+    write_json(final / RUN_FILE, without_folders(record))
     options: dict[str, Any] = {"private": hub.private, "revision": hub.revision, "create_pr": hub.create_pr}
     addresses = [push(final, hub.repo_id or output_dir.name, **options)]
     if hub.store_repo_id:
@@ -78,7 +83,19 @@ def push_final(config: RunConfig, output_dir: Path) -> list[str]:
         for store in stores:
             name = hub.store_repo_id if len(stores) == 1 else f"{hub.store_repo_id}-{store.path.name}"
             addresses.append(store.push_to_hub(name, **options))
+            push_evidence(output_dir, store.path, name, options)
     return addresses
+
+
+def push_evidence(output_dir: Path, store: Path, repo_id: str, options: dict[str, Any]) -> None:
+    """Put what else estimates rest on beside a pushed store, so that `hf-tasksel app` can show it from there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary) / EVIDENCE_FOLDER
+        stage_evidence(output_dir, staged)
+        write_json(staged / STORES_FILE, {"stores": [store.relative_to(output_dir).as_posix()]})
+        patterns = [f"{EVIDENCE_FOLDER}/*"]
+        message = {"commit_message": "What estimates from these gradients rest on", "repo_type": "dataset"}
+        upload(temporary, repo_id, patterns=patterns, replaced=patterns, **{**options, **message})
 
 
 def push_tuned(output_dir: Path, facts: dict[str, Any], repo_id: str, **options: Any) -> str:
