@@ -13,7 +13,8 @@ test:
 	pytest
 
 docs:  ## the pages in site/; any warning is an error
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	python docs/stage.py build/docs
+	zensical build --strict
 
 quickstart:  ## every stage on a tiny model, on a CPU
 	hf-tasksel run recipes/quickstart.yaml

@@ -79,7 +79,7 @@ def test_yaml_blocks_are_run_configurations_or_parts_of_one(block):
 
 COSTLY = {"run", "meta-train", "collect", "select", "fine-tune", "push", "expansion", "verify"}
 DONE = COSTLY - {"push", "verify", "expansion"}  # nothing is left to do for them in a finished run
-TRUSTED = {"cd", "eval", "source", "export", "git", "pre-commit", "hf", "mkdocs", "cat", "ls"}
+TRUSTED = {"cd", "eval", "source", "export", "git", "pre-commit", "hf", "zensical", "cat", "ls"}
 
 
 def commands(block: Block) -> list[list[str]]:

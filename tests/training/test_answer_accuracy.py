@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import evaluate
 import pytest
 
+from hf_tasksel.training import answer_accuracy
 from hf_tasksel.training.answer_accuracy import AnswerAccuracy, extract_answer, is_right
 
 
@@ -59,3 +63,11 @@ def test_the_metric_is_the_share_of_equal_answers():
 )
 def test_numbers_are_compared_as_numbers_and_words_as_words(text, reference, right):
     assert is_right(text, reference) is right
+
+
+def test_evaluate_loads_the_metric_from_its_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    found = evaluate.load(str(Path(answer_accuracy.__file__).parent))
+    assert found.compute(predictions=["The answer is 19.", "it is 3"], references=["19", "4"]) == {
+        "answer_accuracy": 0.5
+    }
