@@ -14,7 +14,7 @@ from .html import STYLE, answer_html, moves_html, nearest_html, rows_html
 
 SHOWN_CONFIGURATION = 120  # lines, before it scrolls
 USE = """Save this as `chosen.yaml`. Then `hf-tasksel fine-tune chosen.yaml` trains on these tasks and measures what
-came of it; `hf-tasksel export chosen.yaml` writes their rows and a mixture for `trl sft`. Weights are not part of it."""
+came of it, and `hf-tasksel export chosen.yaml` writes their rows and a mixture for `trl sft`. Weights are left out."""
 
 
 def import_gradio() -> Any:
