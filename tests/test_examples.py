@@ -25,6 +25,7 @@ from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
@@ -69,7 +70,7 @@ def test_an_example_is_short_and_says_how_to_run_it(name):
 def test_the_table_of_examples_lists_exactly_the_files():
     rows = re.findall(r"^\| \[(.+?)\]\((.+?)\) \|", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.M)
     assert all(name == link for name, link in rows)
-    assert sorted(name for name, _ in rows) == sorted([*SCRIPTS, NOTEBOOK.name])
+    assert sorted(name for name, _ in rows) == sorted([*SCRIPTS, *(path.name for path in NOTEBOOKS)])
 
 
 @pytest.mark.parametrize("kind", ["trainer", "classifier", "seq2seq"])
@@ -275,14 +276,15 @@ def notebook_cells() -> list[dict[str, Any]]:
     return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
 
 
-def test_the_notebook_is_clean():
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_clean(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in notebook["cells"]]
     assert len(ids) == len(set(ids))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
-    assert not re.search(r"/(home|Users|tmp|root|work)/", NOTEBOOK.read_text(encoding="utf-8"))
+    assert not re.search(r"/(home|Users|tmp|root|work)/", path.read_text(encoding="utf-8"))
 
 
 def test_the_notebook_runs_cell_by_cell(tmp_path, monkeypatch, capsys):

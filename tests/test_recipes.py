@@ -30,6 +30,7 @@ from model_zoo import base_model
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p for p in ROOT.glob("recipes/**/*.yaml") if p.parent.name != "accelerate_configs")
 HUB_RECIPES = sorted(ROOT.glob("recipes/*/*/config_*.yaml"))
+LAPTOP = ROOT / "recipes" / "smollm2-135m" / "laptop.yaml"
 QUANTIZED = [p for p in HUB_RECIPES if p.stem == "config_qlora"]
 CONFIGS = sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
 SHARED = ROOT.parent / "shared" / "data"
@@ -297,7 +298,7 @@ def test_the_shipped_configurations_are_those_that_the_docs_list():
     assert {p.name for p in CONFIGS} == set(re.findall(r"\| `(\w+\.yaml)` \|", text))
 
 
-@pytest.mark.parametrize("recipe", HUB_RECIPES, ids=relative)
+@pytest.mark.parametrize("recipe", [*HUB_RECIPES, LAPTOP], ids=relative)
 def test_hub_recipes_fit_the_columns_of_their_datasets_and_plan(recipe, loaded, tiny_model, capsys):
     assert cli.main(["plan", str(recipe), "--json", "--model_name_or_path", tiny_model(recipe), *FEWER_ROWS]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -404,3 +405,26 @@ def test_local_recipes_read_the_shared_data(kind, monkeypatch):
     splits = tasks.load_tasks(RunConfig.from_yaml(ROOT / "recipes" / "local" / f"{kind}.yaml"))
     assert len(splits.task_names) >= 9
     assert splits.report.leaked.keys() <= set(splits.task_names)
+
+
+def test_the_colab_notebook_is_the_laptop_recipe_and_runs(loaded, base_folder, tmp_path, monkeypatch):
+    """Every cell but the installation, on stand-ins for model and data, with fewer steps."""
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    for cell in json.loads((ROOT / "examples" / "colab.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or cell["id"] == "install":
+            continue
+        exec(compile(source, cell["id"], "exec"), names)
+        if cell["id"] == "configuration":
+            recipe = yaml.safe_load(LAPTOP.read_text())
+            assert names["values"] == {**recipe, "output_dir": "out/colab"}
+            small = {
+                "model_name_or_path": str(base_folder),
+                "meta": {"max_steps": 4},
+                "generation": {"max_new_tokens": 2},
+            }
+            few = {**recipe["target"], "dev_samples": 12, "test_samples": 8}
+            names["config"] = RunConfig.from_dict({**names["values"], **small, "target": few})
+    assert next(row.model for row in names["table"]) == "base"
+    assert names["losses"].shape == (len(names["estimator"].task_names_),)
