@@ -1,4 +1,4 @@
-"""What is shown after a stage: plots, card and page, made from the files of the run's folder, in this one place."""
+"""What is shown after a stage: plots, card, page and trackers, all from the files of the run's folder, in one place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.distributed import barrier, distributed_rank
 from ..core.files import read_json
 from ..gradients.expansion import ExpansionError
 from ..records.affinity import AFFINITY_FILE
-from ..records.evaluation_rows import EVALUATION_FILE
+from ..records.evaluation_rows import EVALUATION_FILE, read_evaluation
 from ..records.files import EXPANSION_FILE, VERIFICATION_FILE
 from ..records.record import REPORT_FILE
 from ..selection.analysis.grouping import TaskAffinity
@@ -19,6 +19,7 @@ from ..selection.result import SelectionResult
 from .page.page import write_html_report
 from .plots import plot_affinity, plot_expansion, plot_fidelity, plot_selection
 from .publish import write_report
+from .watching import log_results, log_selection
 
 
 def show_stage(stage: str, config: RunConfig, output_dir: Path, say: Callable[[str], None]) -> None:
@@ -53,6 +54,7 @@ def show_selection(config: RunConfig, output_dir: Path) -> None:
     """Draw the search path and which tasks help each other."""
     selection, plots = SelectionResult.load(output_dir), output_dir / "plots"
     plot_selection(selection, plots / "selection.png", config.task_notes)
+    log_selection(config, output_dir, selection)
     if (affinity := output_dir / AFFINITY_FILE).is_file():
         groups = [group for group in (selection.selected, selection.dropped) if group]
         plot_affinity(TaskAffinity.from_dict(read_json(affinity)), plots / "affinity.png", groups)
@@ -62,6 +64,7 @@ def show_results(config: RunConfig, output_dir: Path) -> None:
     """Write card, plots and evidence of a finished run."""
     if (output_dir / "final" / EVALUATION_FILE).is_file():
         write_report(config, output_dir, SelectionResult.load(output_dir / "final"))
+        log_results(config, output_dir, read_evaluation(output_dir / "final" / EVALUATION_FILE))
 
 
 def show_verification(config: RunConfig, output_dir: Path) -> None:
