@@ -1,4 +1,4 @@
-"""What is shown after a stage: plots, card, page and trackers, all from the files of the run's folder, in one place."""
+"""What is shown after a stage: plots, card, page, trackers; from the files of the run's folder, in this one place."""
 
 from __future__ import annotations
 
