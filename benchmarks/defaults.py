@@ -62,6 +62,7 @@ def main() -> int:
         "own_true_runs": len(own),
         "cost": cost(run),
         "known_loss": asdict(known),
+        "spread": estimator.spread_,
         "default": measure_fidelity(estimates[fresh], np.asarray(truth.losses)[fresh], own_std[fresh]).to_dict(),
         "without_true_runs": measure_fidelity(alone, truth.losses, std).to_dict(),
         "seed_deviation": float(np.sqrt(np.var(truth.losses, axis=1, ddof=1).mean())),
@@ -117,7 +118,7 @@ def cost(run: Run) -> float:
     return round(plan.training_cost + (plan.asking_cost if known.asks_model else 0), 3)
 
 
-def calibrated(estimator: SubsetEstimator, truth: Truth, count: int) -> dict[str, Any]:
+def calibrated(estimator: Any, truth: Truth, count: int) -> dict[str, Any]:
     """Calibrate with one seed of some subsets and predict the others: means over random choices."""
     rng, losses, found = np.random.default_rng(0), np.asarray(truth.losses), []
     for _ in range(DRAWS):

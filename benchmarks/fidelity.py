@@ -50,7 +50,7 @@ class Study:
 
 
 STUDIES = {
-    "quickstart": Study("quickstart.yaml"),
+    "quickstart": Study("quickstart.yaml", subsets=45),
     "conflict": Study("local/study_conflict.yaml"),
     "instruct": Study("local/study_instruct.yaml"),
     "cot": Study("local/study_cot.yaml"),
@@ -78,15 +78,19 @@ def main() -> int:
 
 def make_run(name: str, output_dir: str | None) -> Run:
     """Return the run behind a study."""
+    quiet_libraries(True)
+    return Run(study_config(name, output_dir), lambda message: print(message, flush=True))
+
+
+def study_config(name: str, output_dir: str | None) -> RunConfig:
+    """Return the configuration of a study, with its generated tasks written if it has any."""
     study = STUDIES[name]
     folder = output_dir or f"out/study-{name.replace('_', '-')}"
     overrides = ["--output_dir", folder]
     if name == "conflict":
         write_tasks(Path(folder) / "tasks", generate_tasks(names=CONFLICT))
         overrides += ["--tasks.from", f"{folder}/tasks/*.jsonl.gz"]
-    config = RunConfig.from_yaml(ROOT / "recipes" / study.recipe, overrides)
-    quiet_libraries(True)
-    return Run(config, lambda message: print(message, flush=True))
+    return RunConfig.from_yaml(ROOT / "recipes" / study.recipe, overrides)
 
 
 def train(run: Run, name: str, processes: int) -> None:

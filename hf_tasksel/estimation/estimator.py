@@ -42,6 +42,7 @@ class SubsetEstimator(BaseEstimator):
         task_tokens_: (n,) their answer tokens.
         target_: the target, or several joined by ` + `.
         loss_on_all_: the known loss that estimates keep to; None for those of the surrogate alone.
+        spread_: with a known loss, standard deviation of log estimates over random halves of the tasks.
         response_: the response estimate that changes are read from; None for those of the surrogate.
         num_dev_samples_: dev samples behind every estimate.
         calibration_: the posterior, after `calibrate`; None before.
@@ -131,8 +132,8 @@ class SubsetEstimator(BaseEstimator):
         if loss_on_all is not None:
             if not all(float(dev.value @ dev.share) > 0 for _, dev in self.expansions_):
                 raise DataError(f"the dev rows of {self.target_} have no loss already: there is nothing to lower")
-            spread = float(self._log_changes(random_halves(len(self.task_names_))).std())
-            self._prior = KnownLevel(loss_on_all, spread, self.task_samples_, self.budget)
+            self.spread_ = float(self._log_changes(random_halves(len(self.task_names_))).std())
+            self._prior = KnownLevel(loss_on_all, self.spread_, self.task_samples_, self.budget)
         self.calibration_: Calibration | KnownLevel | None = None
         self.num_true_runs_ = 0
         self._yardstick: tuple[float, float] | None = None
