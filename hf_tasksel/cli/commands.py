@@ -82,9 +82,9 @@ def split_names(text: str, known: Sequence[str]) -> list[str]:
 def init(options: argparse.Namespace) -> dict[str, Any]:
     """Write a configuration; returns what was found."""
     quiet_libraries(True)
-    from ..pipeline.init import DEFAULT_MODEL, write_config
+    from ..pipeline.init import write_config
 
-    return write_config(options.sources, options.output, options.target, options.model or DEFAULT_MODEL)
+    return write_config(options.sources, options.output, options.target, options.model)
 
 
 def print_found(found: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from ..data.tasks import TaskSplits, load_tasks
 from ..training.models import load_tokenizer
 from .chat_suggestion import suggest_chat
 
-DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M"
+DEFAULT_MODEL, CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"
 MAX_SAMPLES = 4000
 MAX_HELD_OUT = 300
 HELD_OUT = re.compile(r"\.(?P<part>dev|valid|validation|test)$")
@@ -46,7 +46,7 @@ class Source:
 
 
 def write_config(
-    sources: Sequence[str], path: str | Path, target: str | None = None, model: str = DEFAULT_MODEL
+    sources: Sequence[str], path: str | Path, target: str | None = None, model: str | None = None
 ) -> dict[str, Any]:
     """Look at datasets, choose a target, and write a configuration that `plan` and `run` accept.
 
@@ -55,7 +55,8 @@ def write_config(
         path: YAML file to write.
         target: name of the target task; by default a task called `target` or `goal`, else the only one that comes with
             dev or test rows of its own, else the one with the fewest rows.
-        model: Hub id or folder of the base model.
+        model: Hub id or folder of the base model; by default a small one, with a chat template where there are
+            conversations.
 
     Returns:
         What was found and chosen: `tasks` (name -> rows, format, unused columns, the
@@ -72,7 +73,8 @@ def write_config(
         raise ConfigError(f"{path} is there already: choose another file with --output, or delete it")
     found = look_at(sources)
     name, reason = choose_target(found, target)
-    values = config_values(found, name, model)
+    has_chats = any(source.entry["format"] == "messages" for source in found.values())
+    values = config_values(found, name, model or (CHAT_MODEL if has_chats else DEFAULT_MODEL))
     config = RunConfig.from_dict(values)
     splits = load_tasks(config)
     leaked = splits.report.leaked

@@ -175,6 +175,20 @@ def test_chat_is_suggested_where_the_base_has_a_template(base_folder, tmp_path):
     assert not any("`chat: true`" in n for n in make_plan(RunConfig.from_yaml(path, ["--chat", "true"]))["notes"])
 
 
+def test_conversations_get_a_base_that_has_a_chat_template(tmp_path):
+    for name in ("goal", "other"):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", questions(20, name))
+    _, values = written(tmp_path, tmp_path / "data")
+    assert values["model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M"
+    turns = [
+        {"conversations": [{"from": "human", "value": f"red {i}"}, {"from": "gpt", "value": "no"}]} for i in range(9)
+    ]
+    write_jsonl(tmp_path / "data" / "chats.jsonl", turns)
+    (tmp_path / "tasksel.yaml").unlink()
+    _, values = written(tmp_path, tmp_path / "data")
+    assert values["model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 def test_an_existing_file_is_not_overwritten(tmp_path):
     write_jsonl(tmp_path / "data" / "a.jsonl", questions(12, "a"))
     (tmp_path / "tasksel.yaml").write_text("mine")
