@@ -13,8 +13,10 @@ from ..core.errors import DataError
 from ..core.files import read_json, write_json
 from .coefficients import coefficients
 from .response_surface import ResponseSurface, SurfaceError, left_out_error
+from .subsets import num_subsets, random_subsets, subset_sizes, subset_weights
 
 RESPONSE_FILE = "response.json"
+RANDOM_STARTS = 200
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,22 @@ class ResponseEstimate:
         start = self.surface.log_losses(np.zeros((1, len(self.task_names))))
         found: np.ndarray = np.mean([self.surface.log_losses(length * points) for length in self.lengths], axis=0)
         return found - start
+
+    def extreme(self, lowest: bool) -> np.ndarray:
+        """Return (n,) weights of the subset, a quarter of the tasks or more, that the surface says is best, or worst.
+
+        From the best of random subsets, tasks are added and dropped as long as that helps.
+        """
+        names, least = self.task_names, subset_sizes(self.task_names)[0]
+        rows = subset_weights(names, random_subsets(names, min(RANDOM_STARTS, num_subsets(names))))
+        best, row = np.inf, rows[0]
+        while True:
+            values = self.log_changes(rows) * (1 if lowest else -1)
+            if not values.min() < best:
+                return row
+            best, row = float(values.min()), rows[int(values.argmin())]
+            rows = np.abs(row - np.eye(len(names)))
+            rows = rows[rows.sum(1) >= least]
 
     def left_out_error(self) -> SurfaceError:
         """Predict points from others: how far the surface is from the real model, not that from the truth."""

@@ -11,7 +11,7 @@ from ..config.run_config import RunConfig
 from ..estimation.subsets import subset_sizes
 from .training_steps import samples_per_step, training_steps
 
-FEWEST_POINTS, MOST_POINTS = 8, 32
+FEWEST_POINTS, MOST_POINTS = 12, 32
 FEWEST_STEPS = 4  # of a probe; fewer say no more than a gradient
 MOST_RUNS, RUNS_PART = 8, 0.75  # true fine-tunes, and their part of a budget
 EVALUATIONS_PART = 0.25  # of what is left, for evaluations of the real model

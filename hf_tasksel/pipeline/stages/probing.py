@@ -20,7 +20,7 @@ from ...core.progress import progress_bar
 from ...estimation.coefficients import coefficients
 from ...estimation.response import RESPONSE_FILE, ResponseEstimate
 from ...estimation.subsets import num_subsets, random_subsets, subset_sizes, subset_weights
-from ...gradients.response.evaluation import ResponseEvaluator
+from ...gradients.response.evaluation import Evaluations, ResponseEvaluator
 from ...gradients.response.sources import move_to
 from ...records.estimator import surrogate_change
 from ...records.known_loss import KNOWN_LOSS_FILE, KnownLoss
@@ -35,6 +35,9 @@ from ..true_runs import FIRST_SEED, train_and_measure, truth_path
 from .fine_tuning import ALL, TUNED, tune, tuned_folder
 
 KNOWN, QUARTER, RESPONSE = "known_loss", "quarter", "response"
+# After random subsets, the one that the surface says is best, then worst, then best again: a search goes to the edge
+# of what is known, where a smooth function goes on as it was, and losses do not.
+SOUGHT, SOUGHT_LENGTHS = (True, False, True), (1.0, 2.0)
 TRUSTED_CHANGE = 0.5  # of the loss; what a linearisation says beyond it is not believed
 
 
@@ -118,7 +121,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
-    """Ask the real model at random subsets' displacements; leaves the response estimate."""
+    """Ask the real model at displacements of random subsets, then where a search would go; leaves the estimate."""
     plan, materials = own_plan(run), run.materials
     assert plan is not None
     names, samples = materials.splits.task_names, row_counts(run)
@@ -126,22 +129,30 @@ def evaluate(run: Run, piece: Piece) -> dict[str, Any]:
     centre, directions = displaced(run, run.output_dir / "probes" / piece.key, plan.steps)
     model = materials.measurable(run.output_dir / "meta", is_trainable=True)
     move_to(model, centre)
-    subsets = random_subsets(names, min(plan.points, num_subsets(names)), seed=run.config.seed)
+    evaluator = ResponseEvaluator(model, directions, dev_batches(run))
+
+    def estimated(found: list[Evaluations]) -> ResponseEstimate:
+        return ResponseEstimate(
+            task_names=list(names),
+            task_samples=samples.astype(int).tolist(),
+            source=plan.source,
+            cost=round(plan.asking_cost, 2),
+            points=[point for part in found for point in part.points.tolist()],
+            losses=[loss for part in found for loss in part.losses.tolist()],
+            slopes=[along for part in found for along in np.asarray(part.slopes).tolist()],
+            lengths=list(LENGTHS),
+        )
+
+    random = plan.points - len(SOUGHT) * len(SOUGHT_LENGTHS)
+    subsets = random_subsets(names, min(random, num_subsets(names)), seed=run.config.seed)
     points = coefficients(subset_weights(names, [names, *subsets]), samples)
     points *= np.resize(LENGTHS, len(points))[:, None]
-    with progress_bar(-(-len(points) // distributed_rank()[1]), "evaluations of the real model") as advance:
-        found = ResponseEvaluator(model, directions, dev_batches(run)).evaluate(points, advance=advance)
-    assert found.slopes is not None
-    estimate = ResponseEstimate(
-        task_names=list(names),
-        task_samples=samples.astype(int).tolist(),
-        source=plan.source,
-        cost=round(plan.asking_cost, 2),
-        points=points.tolist(),
-        losses=found.losses.tolist(),
-        slopes=found.slopes.tolist(),
-        lengths=list(LENGTHS),
-    )
+    with progress_bar(-(-(plan.points + 1) // distributed_rank()[1]), "evaluations of the real model") as advance:
+        found = [evaluator.evaluate(points, advance=advance)]
+        for lowest in SOUGHT:
+            place = coefficients(estimated(found).extreme(lowest)[None], samples)
+            found.append(evaluator.evaluate(np.outer(SOUGHT_LENGTHS, place), advance=advance))
+    estimate = estimated(found)
     error = estimate.left_out_error()
     run.say(
         f"the surface errs by {error.relative_error:.1%} at evaluations of the real model that it was not fitted to, "
