@@ -139,8 +139,15 @@ def summarize(seeds: list[dict[str, Any]]) -> dict[str, Any]:
             n: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)), "values": v} for n, v in losses.items()
         },
         "chosen_per_seed": kinds,
+        "selection_estimate_error": [estimate_error(s["closing_table"]) for s in seeds],
         "tasks_ranked_before_the_first_harmful": [s["lowest_harmful_rank"] for s in seeds],
     }
+
+
+def estimate_error(rows: list[dict[str, Any]]) -> float:
+    """Return by how much the estimate of the selection's dev loss is off, relative to what was measured."""
+    row = next(row for row in rows if row["model"] == "selection")
+    return float(row["estimated_loss"] / row["dev_loss"] - 1)
 
 
 if __name__ == "__main__":

@@ -190,8 +190,10 @@ def quickstart_seeds() -> str:
         "helpful and neutral": "helpful and neutral",
         "helpful and noised": "helpful and wrong answers",
     }
-    found = result("quickstart_seeds")["summary"]["test_loss"]
+    summary = result("quickstart_seeds")["summary"]
+    found, errors = summary["test_loss"], summary["selection_estimate_error"]
     rows = [[title, f"{found[name]['mean']:.3f} ± {found[name]['std']:.3f}"] for name, title in names.items()]
+    rows.append(["the selection's estimate, off by (dev)", ", ".join(f"{error:+.0%}" for error in errors)])
     return markdown(["fine-tuned on", "test loss"], rows, "quickstart_seeds")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -51,6 +52,14 @@ def test_changes_are_averaged_over_lengths_that_displacements_may_have():
     several = [response(lengths=[length]).log_changes(weights) for length in (0.5, 2.0)]
     np.testing.assert_allclose(response(lengths=[0.5, 2.0]).log_changes(weights), np.mean(several, axis=0))
     assert np.abs(several[1]).min() > 2 * np.abs(several[0]).min()
+
+
+@pytest.mark.parametrize("lowest", [True, False])
+def test_extremes_are_those_of_all_subsets(lowest):
+    every = np.array([row for row in itertools.product((0.0, 1.0), repeat=4) if any(row)])
+    changes = response().log_changes(every)
+    expected = every[changes.argmin() if lowest else changes.argmax()]
+    np.testing.assert_array_equal(response().extreme(lowest), expected)
 
 
 def test_the_estimator_reads_changes_from_it(store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -254,6 +255,10 @@ def test_the_real_model_is_asked_where_probes_lead(run_values, distrust):
         there = {n: c + scale * sum(s * d[n] for s, d in zip(point, centred, strict=True)) for n, c in centre.items()}
         move_to(model, there)
         assert loss == pytest.approx(mean_loss(model, run.materials.tokenizer, rows["dev"], 8), rel=1e-4)
+    values = ("points", "losses", "slopes")
+    before = dataclasses.replace(estimate, **{name: getattr(estimate, name)[:-2] for name in values})
+    best = coefficients(before.extreme(lowest=True)[None], samples)[0]
+    np.testing.assert_allclose(estimate.points[-2:], [best, 2 * best])  # where a search would go
     selection = pipeline.select(run)
     assert fit_run_estimator(run.output_dir, run.config).response_ == estimate
     assert selection.true_runs == len(true_losses(run.output_dir, run.config)[0])
