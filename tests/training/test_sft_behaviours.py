@@ -44,7 +44,9 @@ class MixedTrainer(TaskSelectionMixin, SFTTrainer):
     pass
 
 
-def trained(cls: type, rows: Dataset, folder: Path, tokenizer: Any, lora: bool, **options: Any) -> Any:
+def trained(
+    cls: type, rows: Any, folder: Path, tokenizer: Any, lora: bool, formatting: Any = None, **options: Any
+) -> Any:
     args = SFTConfig(
         str(folder),
         **{"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2, **options},
@@ -56,7 +58,7 @@ def trained(cls: type, rows: Dataset, folder: Path, tokenizer: Any, lora: bool, 
     config = LoraConfig(r=2, target_modules="all-linear") if lora else None
     torch.manual_seed(0)
     evals = rows if "eval_strategy" in options else None
-    trainer = cls(tiny_llama(), args, None, rows, evals, tokenizer, peft_config=config)
+    trainer = cls(tiny_llama(), args, None, rows, evals, tokenizer, peft_config=config, formatting_func=formatting)
     trainer.train()
     return trainer
 
@@ -73,6 +75,26 @@ def test_the_same_tokens_losses_and_weights(option, lora, tokenizer, tmp_path):
     )
     assert ours.train_dataset["input_ids"][:] == theirs.train_dataset["input_ids"][:]
     losses = [[e[k] for e in t.state.log_history for k in ("loss", "eval_loss") if k in e] for t in (ours, theirs)]
+    assert losses[0] == losses[1]
+    for (name, a), b in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def shouted(row: dict[str, Any]) -> str:
+    return f"{row['prompt']}{row['completion']}!"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["a formatting function", "rows that are streamed"])
+def test_rows_that_are_made_on_the_way(streamed, tokenizer, tmp_path):
+    rows: Any = Dataset.from_list(ROWS["prompt and completion"])
+    rows, formatting = (rows.to_iterable_dataset(), None) if streamed else (rows, shouted)
+    options = {} if streamed else {"completion_only_loss": False}  # TRL asks for it
+    ours, theirs = (
+        trained(cls, rows, tmp_path / cls.__name__, tokenizer, False, formatting, **options)
+        for cls in (MixedTrainer, SFTTrainer)
+    )
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (ours, theirs)]
+    assert len(losses[0]) == 2
     assert losses[0] == losses[1]
     for (name, a), b in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
