@@ -73,8 +73,8 @@ def plan_probes(
     """Return how a budget is spent: on true fine-tunes, and, if the real model is asked, on probes and evaluations.
 
     Args:
-        multiple: of a fine-tune on all tasks. Gradients and `FEWEST_POINTS` evaluations are the least that asking
-            takes, whatever the budget.
+        multiple: of a fine-tune on all tasks. Gradients, or `FEWEST_STEPS` a task where that is cheaper, and
+            `FEWEST_POINTS` evaluations are the least that asking takes, whatever the budget.
         args: the training arguments of a fine-tune.
         train_rows: (n,) training rows of each task.
         dev_rows: dev rows of the target; a loss with its slopes costs what a training on them does.
@@ -96,7 +96,9 @@ def plan_probes(
 
     evaluations = asking(0, 0.0, EVALUATIONS_PART * rest).asking_cost
     steps = min(whole // 2, int((rest - evaluations) * whole / n + ROUNDING))
+    passed = float(np.minimum(train_rows, ROWS_PER_TASK).sum()) / rows
+    if steps < FEWEST_STEPS <= whole // 2 and FEWEST_STEPS * n / whole < passed:
+        steps = FEWEST_STEPS  # gradients would cost more
     if steps >= FEWEST_STEPS:
         return asking(steps, steps * n / whole, EVALUATIONS_PART * rest)
-    passed = float(np.minimum(train_rows, ROWS_PER_TASK).sum()) / rows
     return asking(0, passed, rest - passed)

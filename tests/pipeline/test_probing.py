@@ -35,7 +35,6 @@ from hf_tasksel.pipeline.probe_plan import (
     LADDER,
     MOST_POINTS,
     MOST_RUNS,
-    ROWS_PER_TASK,
     ProbePlan,
     ladder,
     plan_probes,
@@ -72,13 +71,15 @@ def test_a_budget_is_spent_on_probes_and_evaluations():
     assert plan_probes(1, arguments(), rows, 10).points == 24  # a quarter of it, at .01 each, but one
 
 
-def test_gradients_and_a_few_evaluations_are_the_least_there_is():
+def test_short_probes_or_gradients_and_a_few_evaluations_are_the_least_there_is():
     plan = plan_probes(1, arguments(), np.full(10, 100), 300)
-    assert (plan.steps, plan.points, plan.runs) == (0, FEWEST_POINTS, 0)
-    assert plan.asking_cost == pytest.approx(1 + (FEWEST_POINTS + 1) * 0.3)
-    many = plan_probes(1, arguments(), np.full(50, 10_000), 1)
+    assert (plan.steps, plan.points, plan.runs) == (4, FEWEST_POINTS, 0)
+    assert plan.asking_cost == pytest.approx(0.4 + (FEWEST_POINTS + 1) * 0.3)
+    many = plan_probes(1, arguments(), np.full(200, 4), 1)  # 4 steps on each cost 8
     assert many.steps == 0
-    assert many.asking_cost == pytest.approx(50 * ROWS_PER_TASK / 1000 + (many.points + 1) / 1000)
+    assert many.asking_cost == pytest.approx(0.8 + (many.points + 1) / 1000)
+    large = plan_probes(1, arguments(), np.full(900, 10_000), 1)
+    assert large.steps == 4, "passing over 256 rows of each would cost 230, its probes 36"
 
 
 def test_a_few_tasks_are_cheap_to_train_on_where_epochs_are_fixed():
