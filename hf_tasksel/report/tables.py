@@ -23,6 +23,7 @@ from ..records.evaluation_rows import (
 from ..records.record import REPORT_FILE
 from ..selection.result import SelectionResult
 
+ASKED = ("known_loss", "quarter", "response")  # stages that only estimates need
 OWN_DATA = """with data of your own (folders, files or Hub ids; GOAL is the task that counts):
   hf-tasksel init DATA --target GOAL --output my.yaml
   hf-tasksel plan my.yaml
@@ -123,6 +124,10 @@ def closing_lines(
         if source := selection.estimator.get("source"):
             lines.append(f"Their source: {source}.")
     stages = current.record.values["stages"]
+    asked = sum(stage["seconds"] for name, stage in stages.items() if name.partition("/")[0] in ASKED)
+    if asked and "meta" in stages:
+        share = asked / max(stages["meta"]["seconds"], 1e-3)
+        lines.append(f"What estimates ask beside one gradient pass took {share:.1f} x the time of meta training.")
     lines.append(
         "seconds, of each stage when it ran: "
         + ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in stages.items())

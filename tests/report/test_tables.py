@@ -46,6 +46,14 @@ def test_the_report_is_named_where_there_is_one(tmp_path):
     assert f"report with plots: {tmp_path / 'report.html'}" in closing_lines(current, None, [], {})
 
 
+def test_what_estimates_cost_is_said_in_meta_trainings(tmp_path):
+    seconds = {"meta": 20.0, "gradients/checkpoint-2": 9.0, "known_loss": 1.0, "quarter/0000": 4.0, "response": 5.0}
+    stages = {name: {"seconds": value} for name, value in seconds.items()}
+    current = SimpleNamespace(output_dir=tmp_path, record=SimpleNamespace(values={"stages": stages}))
+    said = closing_lines(current, None, [], {})
+    assert "What estimates ask beside one gradient pass took 0.5 x the time of meta training." in said
+
+
 def test_an_estimate_that_no_loss_can_have_is_not_shown_as_one(tmp_path):
     row = EvaluationRow("selection", 2, -1.19, 0.08, 0.083)
     assert evaluation_cells(row)[3:6] == ["below 0", "0.0800", "0.0830"]

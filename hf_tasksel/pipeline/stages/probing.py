@@ -95,7 +95,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     tasks = piece.settings["tasks"]
     if piece.result.is_file():  # `verify` trained it
         return {}
-    run.say(f"true fine-tune of a quarter of the tasks, for what fewer steps come to: {', '.join(tasks)}")
+    run.say(f"true fine-tune of a quarter of the tasks, which estimates are calibrated with: {', '.join(tasks)}")
     train_and_measure(run, tasks, FIRST_SEED, False, run.output_dir / "probes" / piece.name.replace("/", "-"))
     return {}
 
