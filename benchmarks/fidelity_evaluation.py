@@ -76,9 +76,9 @@ class Truth:
         self.dev, self.test = slice(0, half), slice(half, len(self.subsets))
 
     @classmethod
-    def read(cls, study: str) -> Truth:
-        """Read the losses on the target's dev samples, which are what estimates are about."""
-        rows = json.loads((RESULTS / f"truth_{study}.json").read_text())["subsets"]
+    def read(cls, study: str, count: int | None = None) -> Truth:
+        """Read losses on the target's dev samples, which estimates are about: of all, or of so many subsets."""
+        rows = json.loads((RESULTS / f"truth_{study}.json").read_text())["subsets"][:count]
         return cls([r["tasks"] for r in rows], [r["dev_losses"] for r in rows])
 
     def fidelity(self, values: np.ndarray, part: slice) -> Fidelity:

@@ -31,7 +31,7 @@ def main() -> int:
     """Choose on all studies but one, and report on that one."""
     names = [name for name in STUDIES if (RESULTS / f"defaults_{name}.json").is_file()]
     measured = {name: json.loads((RESULTS / f"defaults_{name}.json").read_text()) for name in names}
-    scores = {name: scored(Truth.read(name), measured[name]) for name in names}
+    scores = {name: scored(Truth.read(name, len(measured[name]["estimates"])), measured[name]) for name in names}
     rows = {}
     for name in names:
         others = [scores[other] for other in names if other != name]

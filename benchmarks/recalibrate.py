@@ -76,9 +76,7 @@ def main() -> int:
     options = parser.parse_args()
     path = RESULTS / f"defaults_{options.study}.json"
     kept = json.loads(path.read_text())
-    truth, config = Truth.read(options.study), study_config(options.study, None)
-    count = len(kept["estimates"])
-    truth = Truth(truth.subsets[:count], truth.losses[:count])
+    truth, config = Truth.read(options.study, len(kept["estimates"])), study_config(options.study, None)
     rows = load_tasks(config).report.rows
     estimator = KeptEstimates(kept, truth, list(rows), np.asarray([*rows.values()], float), config.budget)
     mean, std = estimator.predict(truth.subsets, return_std=True)
