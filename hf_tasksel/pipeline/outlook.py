@@ -8,11 +8,9 @@ from .plan import readable_seconds
 from .probe_plan import run_plan
 from .training_steps import samples_per_step, training_steps
 
-STAGES = ("meta-train", "collect", "probe", "select", "fine-tune")
-
 
 def work_ahead(run: Run) -> dict[str, tuple[str, float]]:
-    """Return of each stage what it does, in words, and about what it costs, in meta trainings.
+    """Return of each stage, in their order, what it does, in words, and about what it costs, in meta trainings.
 
     A row costs the same in every stage; the search costs nothing. Of what estimates may ask, the most is counted.
     """
@@ -38,16 +36,19 @@ def work_ahead(run: Run) -> dict[str, tuple[str, float]]:
     }
 
 
+def up_to(run: Run, last: str) -> list[tuple[str, float]]:
+    """Return what `work_ahead` says of the stages up to one, that one included."""
+    ahead = work_ahead(run)
+    return list(ahead.values())[: list(ahead).index(last) + 1]
+
+
 def outlook(run: Run, last: str) -> str:
     """Say what a run does up to a stage, and what it costs beside meta training."""
-    ahead = work_ahead(run)
-    stages = STAGES[: STAGES.index(last) + 1]
-    cost = sum(ahead[stage][1] for stage in stages)
-    return f"ahead: {', '.join(ahead[stage][0] for stage in stages)}; about {cost:.1f} x the time of meta training"
+    work, costs = zip(*up_to(run, last), strict=True)
+    return f"ahead: {', '.join(work)}; about {sum(costs):.1f} x the time of meta training"
 
 
 def time_left(run: Run, last: str, seconds: float) -> str:
     """Say how long the stages after meta training take up to one, when that took so many seconds."""
-    ahead = work_ahead(run)
-    rest = seconds * sum(ahead[stage][1] for stage in STAGES[1 : STAGES.index(last) + 1])
+    rest = seconds * sum(cost for _, cost in up_to(run, last)[1:])
     return f"meta training took {readable_seconds(seconds)}; the rest takes about {readable_seconds(rest)}"

@@ -64,7 +64,12 @@ def show_results(config: RunConfig, output_dir: Path) -> None:
     """Write card, plots and evidence of a finished run."""
     if (output_dir / "final" / EVALUATION_FILE).is_file():
         write_report(config, output_dir, SelectionResult.load(output_dir / "final"))
-        log_results(config, output_dir, read_evaluation(output_dir / "final" / EVALUATION_FILE))
+
+
+def show_fine_tunes(config: RunConfig, output_dir: Path) -> None:
+    """Show the results of a run that is finished now, also where it is watched."""
+    show_results(config, output_dir)
+    log_results(config, output_dir, read_evaluation(output_dir / "final" / EVALUATION_FILE))
 
 
 def show_verification(config: RunConfig, output_dir: Path) -> None:
@@ -82,7 +87,7 @@ def show_expansion(config: RunConfig, output_dir: Path) -> None:
 
 SHOWN: dict[str, Callable[[RunConfig, Path], None]] = {
     "select": show_selection,
-    "fine-tune": show_results,
+    "fine-tune": show_fine_tunes,
     "verify": show_verification,
     "expansion": show_expansion,
 }

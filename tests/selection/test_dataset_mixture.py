@@ -1,4 +1,4 @@
-"""Mixtures as other tools read them: their own loading code, where it is installed, else its rules."""
+"""Mixtures in the words of other tools; none of them is installed here, so that their keys are written down."""
 
 from __future__ import annotations
 
