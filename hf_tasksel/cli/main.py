@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, TaskSelectionError
+from ..core.interruption import Stopped, stop_on_signals
 from ..core.quiet import quiet_libraries
 from .parser import STAGES, make_parser
 
@@ -23,21 +24,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a wrong input is one sentence on stderr and exit code 2."""
     options, rest = make_parser().parse_known_args(arguments)
     try:
-        if options.command in STAGES:
-            run_command(options, rest)
-        elif rest:
-            raise ConfigError(f"unexpected argument {rest[0]!r}")
-        else:
-            from . import commands
-
-            commands.run_command(options)
+        with stop_on_signals():
+            dispatch(options, rest)
     except TaskSelectionError as error:
         print(f"hf-tasksel: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as stop:
         print("hf-tasksel: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Stopped) else 130
     return 0
+
+
+def dispatch(options: argparse.Namespace, rest: list[str]) -> None:
+    """Carry out what was typed.
+
+    Raises:
+        ConfigError: for arguments that the command does not take.
+    """
+    if options.command in STAGES:
+        run_command(options, rest)
+    elif rest:
+        raise ConfigError(f"unexpected argument {rest[0]!r}")
+    else:
+        from . import commands
+
+        commands.run_command(options)
 
 
 def run_command(options: argparse.Namespace, overrides: list[str]) -> None:

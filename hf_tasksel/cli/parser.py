@@ -77,10 +77,8 @@ def add_stage(commands: Any, name: str, description: str) -> None:
     """Describe a stage of a run."""
     stage = add_command(commands, name, description, "Every key of CONFIG can be set as --dotted.key value.")
     stage.add_argument("config", metavar="CONFIG.yaml")
-    if name == "collect":
-        stage.add_argument(
-            "--repair", action="store_true", help="collect the samples of damaged or missing shards again"
-        )
+    if name not in ("plan", "data"):
+        stage.add_argument("--repair", action="store_true", help="make again what is damaged, and what depends on it")
     if name == "data":
         stage.add_argument("--show", type=int, default=1, metavar="N", help="how many rows of each task to print (1)")
     if name == "verify":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from .errors import TaskSelectionError
 
 EMBEDDED_PREFIX = "embedded:"
+SECONDS_ABANDONED = 60.0  # without a change; another machine may write here, too
 
 
 @contextlib.contextmanager
@@ -29,6 +31,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Delete temporary files that processes left half-written when they were killed, and that nobody writes on."""
+    for path in folder.rglob(".*.tmp"):
+        owner = path.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            if not owner.isdigit() or is_running(int(owner)) or time.time() - path.stat().st_mtime < SECONDS_ABANDONED:
+                continue
+            path.unlink()
+
+
+def is_running(process: int) -> bool:
+    """Say whether a process of this machine is running."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def write_json(path: str | Path, values: Any) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import DataError, TaskSelectionError, did_you_mean
-from ..core.files import atomic_path
 from ..core.fingerprints import value_fingerprint
+from ..core.tensors import load_tensors, read_metadata, save_tensors
 from ..gradients.store.reader import GradientStore
 
 ROWS_PER_CHUNK = 8192
@@ -83,21 +82,18 @@ def loss_statistics(store: GradientStore, seed: int | None = None, by_tokens: bo
         return cached
     sample_weights = store.num_tokens.astype(np.float64) if by_tokens else np.ones(len(store))
     found = task_statistics(store, "loss", sample_weights, seed)
-    with contextlib.suppress(TaskSelectionError), atomic_path(path) as temporary:  # a read-only store has no cache
-        save_file({f.name: getattr(found, f.name) for f in fields(found)}, temporary, {"shards": shards})
+    with contextlib.suppress(TaskSelectionError):  # a read-only store has no cache
+        save_tensors(path, {f.name: getattr(found, f.name) for f in fields(found)}, {"shards": shards})
     return found
 
 
 def read_cache(path: Path, shards: str) -> TaskStatistics | None:
-    """Read kept sums, unless there are none of these shards."""
-    if not path.is_file():
-        return None
+    """Read kept sums, unless there are no whole ones of these shards."""
     try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("shards") != shards:
-                return None
-        return TaskStatistics(**load_file(path))
-    except (SafetensorError, TypeError):
+        if not path.is_file() or read_metadata(path).get("shards") != shards:
+            return None
+        return TaskStatistics(**load_tensors(path))
+    except (TaskSelectionError, SafetensorError, TypeError):
         return None
 
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 from ..core.distributed import barrier, distributed_rank, gather_lists
 from ..core.errors import ConfigError
 from ..core.fingerprints import data_fingerprint, model_fingerprint
+from ..core.interruption import saves_first, wanted_stop
 from ..core.progress import progress_bar
 from .attached import AttachedModel, GradientBatch
 from .model import is_sharded, out_of_memory, unwrap
@@ -82,10 +83,11 @@ def collect_gradients(
         ):
             work = GradientPass(collator, attached, rows, options)
             for start in range(0, len(pending), size):
-                columns, gradients = work.run(pending[start : start + size], advance)
-                if len(columns["sample_idx"]):
-                    writer.write(columns, gradients)
-                    mine += len(columns["sample_idx"])
+                with saves_first():  # a stop leaves a shard of what is computed
+                    columns, gradients = work.run(pending[start : start + size], advance)
+                    if len(columns["sample_idx"]):
+                        writer.write(columns, gradients)
+                        mine += len(columns["sample_idx"])
         work.warn()
         shares = dict(gather_lists([(str(rank), mine)]))  # also waits for every rank
         if rank == 0:
@@ -137,7 +139,7 @@ class GradientPass:
         self, batches: list[np.ndarray], advance: Callable[[int], None]
     ) -> tuple[list[np.ndarray], list[GradientBatch]]:
         queue, done, results = deque(batches), [], []
-        while queue:
+        while queue and (self.sharded or not wanted_stop()):  # sharded ranks can only stop together
             batch = queue.popleft()
             pieces = plan_batches(batch, self.rows.lengths, self.batch_size, self.tokens_per_batch)
             if len(pieces) > 1:

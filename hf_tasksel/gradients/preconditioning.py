@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, ModelError
-from ..core.files import atomic_path
 from ..core.fingerprints import short_hash
+from ..core.tensors import load_tensors, save_tensors
 from .model import whole
 from .per_sample import canonical_names
 from .projection import Projection
@@ -80,20 +79,19 @@ def save_second_moments(model: nn.Module, optimizer: Any, folder: Path, write: b
     """
     names, state = canonical_names(model), getattr(optimizer, "optimizer", optimizer).state
     moments = {
-        names[id(p)]: whole(values["exp_avg_sq"]).detach().float().cpu().contiguous()
+        names[id(p)]: whole(values["exp_avg_sq"]).detach().float()
         for p, values in state.items()
         if id(p) in names and "exp_avg_sq" in values
     }
     if moments and write:
-        with atomic_path(folder / MOMENTS_FILE) as temporary:
-            save_file(moments, temporary)
+        save_tensors(folder / MOMENTS_FILE, moments)
 
 
 def load_second_moments(folder: Path) -> dict[str, Tensor]:
     """Read what `save_second_moments` wrote.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: when there is none. TaskSelectionError: when it is damaged.
     """
     path = folder / MOMENTS_FILE
     if not path.is_file():
@@ -101,4 +99,4 @@ def load_second_moments(folder: Path) -> dict[str, Tensor]:
             f"gradients.preconditioner 'adam' needs {path}: train the meta adapter with an Adam optimizer, or leave "
             "the preconditioner out"
         )
-    return load_file(path)
+    return load_tensors(path)

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from transformers import DataCollatorForSeq2Seq
 
 from ..core.distributed import barrier, distributed_rank
-from ..core.files import atomic_path
 from ..core.progress import progress_bar
+from ..core.tensors import are_whole, load_tensors, save_tensors
 from ..estimation.coefficients import coefficients
 from ..estimation.subsets import num_subsets, random_subsets, subset_weights
 from ..gradients.per_sample import named_trainable
@@ -50,7 +49,7 @@ def displaced(run: Run, folder: Path, steps: int) -> tuple[Direction, Displaceme
     centre = read_factors(middle_folder(run))
     if steps:
         probe_all(run, folder, steps)
-        found = LoadedDisplacements(tuple(names), lambda k: load_file(probe_file(folder, k)))
+        found = LoadedDisplacements(tuple(names), lambda k: load_tensors(probe_file(folder, k)))
     else:
         found = by_gradients(run, folder)
     size = len(samples) * sum(part.numel() * part.element_size() for part in centre.values())
@@ -75,9 +74,9 @@ def by_gradients(run: Run, folder: Path) -> LoadedDisplacements:
 
 
 def probe_all(run: Run, folder: Path, steps: int) -> None:
-    """Probe the tasks that have no file yet, dealt out to the ranks of a launch."""
+    """Probe the tasks that have no whole file yet, dealt out to the ranks of a launch."""
     rank, world_size = distributed_rank()
-    missing = [k for k in range(len(run.materials.splits.task_names)) if not probe_file(folder, k).is_file()]
+    missing = [k for k in range(len(run.materials.splits.task_names)) if not are_whole(probe_file(folder, k))]
     barrier()  # all ranks have looked before one writes
     mine = missing[rank::world_size]
     with progress_bar(len(mine), f"probes of {steps} steps") as advance:
@@ -98,9 +97,7 @@ def probe(run: Run, task: int, steps: int, path: Path) -> None:
         args.learning_rate / 2,
         load_second_moments(checkpoint),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        save_file({name: part.cpu().contiguous() for name, part in moved.items()}, temporary)
+    save_tensors(path, moved)
 
 
 def batches(run: Run, rows: Dataset, size: int) -> list[Any]:

@@ -24,9 +24,9 @@ from ..gradients.projection import Projection
 from ..gradients.samples import SampleTable, plan_batches
 from ..records.estimator import fit_run_estimator
 from ..records.files import EXPANSION_FILE
-from ..report.after_stage import show_stage
 from .context import Run
 from .pipeline import collect
+from .showing import show
 from .stages.gradients import make_collator
 
 SURROGATE, RANDOM = "surrogate", "random"
@@ -57,7 +57,8 @@ def check_expansion(run: Run) -> list[ExpansionError]:
         with progress_bar((1 + len(directions) * len(DISTANCES)) * len(batches), "expansion", "batch") as advance:
             rows = random_averaged(measure_expansion(model, batches, directions, advance=advance))
         write_json(run.output_dir / EXPANSION_FILE, {"checkpoint": folder.name, "errors": [r.to_dict() for r in rows]})
-    show_stage("expansion", run.config, run.output_dir, run.say)
+        run.record.keep(run.output_dir / EXPANSION_FILE)
+    show(run, "expansion")
     return read_expansion(run.output_dir)
 
 

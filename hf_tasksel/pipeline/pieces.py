@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..core.checksums import checksums, differing
+from ..core.distributed import barrier, distributed_rank, gather_lists
 from ..core.errors import TaskSelectionError
 from ..core.fingerprints import value_fingerprint
+from ..records.integrity import damage
 from .context import Run
 from .identity import key_of_0_1_0
 
+STORES = "gradients/"  # a store of other gradients refuses new ones
+LOGS = ("meta.json", "training_log.json", "manifest.json")
 SPOKEN = {"true_runs": "the true fine-tunes", "estimates": "estimates", "tasks": "the selected tasks"}
 
 
@@ -25,12 +31,14 @@ class Piece:
         settings: all that its result depends on, as plain values; data stands there by its hash.
         result: the file without which it is not finished.
         redo: whether other settings do it again; if not, they are refused, since it is costly.
+        shared: a file that it writes and others add to.
     """
 
     name: str
     settings: dict[str, Any]
     result: Path
     redo: bool = True
+    shared: Path | None = None
 
     @cached_property
     def key(self) -> str:
@@ -46,7 +54,8 @@ class Stage:
         name: the command that ends with it.
         reads, writes: files and folders in the run's folder.
         pieces: what it consists of, once the stages before it are done; each is done before the next is asked for.
-        work: does one piece; returns what goes on record about it.
+        work: does one piece; returns what goes on record about it, and as `files` the paths that it wrote, if there
+            are more than its result.
     """
 
     name: str
@@ -65,10 +74,32 @@ def carry_out(run: Run, stage: Stage) -> bool:
     done = False
     for piece in stage.pieces(run):
         if not is_finished(run, piece):
-            with run.record.stage(piece.name, piece.key, piece.settings) as extra:
-                extra.update(stage.work(run, piece))
+            finish(run, stage, piece)
             done = True
     return done
+
+
+def finish(run: Run, stage: Stage, piece: Piece) -> None:
+    """Do a piece, and put on record what it wrote; what was made from a result that came out differently is undone."""
+    before = run.record.files(piece.name)
+    same_key = run.record.fingerprint(piece.name) == piece.key
+    with run.record.stage(piece.name, piece.key, piece.settings) as extra:
+        found = stage.work(run, piece)
+        paths = found.pop("files", [piece.result])
+        written = checksums(run.output_dir, paths) if distributed_rank()[0] == 0 else {}
+        extra.update(found, files=dict(gather_lists([*written.items()])))
+    if same_key and before and differs(before, extra["files"]) and (depending := run.record.depending(piece.name)):
+        run.say(f"{piece.name} came out differently than before: {', '.join(depending)} will be made again")
+        run.record.forget(depending)
+        for name in depending:
+            if name.startswith(STORES) and distributed_rank()[0] == 0:
+                shutil.rmtree(run.output_dir / name, ignore_errors=True)
+        barrier()
+
+
+def differs(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    """Say whether a result came out differently; logs always do, since they say when and how it was made."""
+    return any(before.get(name) != was for name, was in after.items() if not name.endswith(LOGS))
 
 
 def is_finished(run: Run, piece: Piece) -> bool:
@@ -78,7 +109,20 @@ def is_finished(run: Run, piece: Piece) -> bool:
     """
     old = run.record.fingerprint(piece.name)
     if old is None or not piece.result.exists():
+        if old is not None:
+            run.say(f"{piece.name}: {piece.result} is missing, doing it again")
         run.keep_config()
+        return False
+    known = run.record.files(piece.name)
+    if piece.shared is not None:
+        name = piece.shared.relative_to(run.output_dir).as_posix()
+        known |= {key: was for key, was in run.record.values.get("files", {}).items() if key == name}
+    if damaged := differing(run.output_dir, known):
+        path = run.output_dir / damaged[0]
+        if not piece.redo and not run.repair:
+            raise TaskSelectionError(damage(path))
+        run.keep_config()
+        run.say(f"{piece.name}: {path} is missing or is not what was written, doing it again")
         return False
     if old in (piece.key, key_of_0_1_0(run, piece.name, piece.settings)):
         run.say(f"{piece.name}: finished before")

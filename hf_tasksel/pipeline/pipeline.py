@@ -8,15 +8,17 @@ from pathlib import Path
 from ..config.run_config import RunConfig
 from ..core.distributed import barrier, distributed_rank
 from ..core.errors import ConfigError
+from ..core.files import sweep
 from ..core.hub import require_token
 from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow, read_evaluation
-from ..report.after_stage import SHOWN, show_stage
+from ..report.after_stage import SHOWN
 from ..report.publish import push_final
 from ..selection.result import SelectionResult
 from .context import Run
 from .export import EXPORT_FILE, EXPORT_FOLDER, export_for_trl
 from .outlook import outlook, time_left
 from .pieces import carry_out
+from .showing import is_shown, show
 from .stages import fine_tuning, gradients, meta_training, probing, selection
 
 STAGES = (meta_training.STAGE, gradients.STAGE, probing.STAGE, selection.STAGE, fine_tuning.STAGE)
@@ -24,6 +26,8 @@ STAGES = (meta_training.STAGE, gradients.STAGE, probing.STAGE, selection.STAGE, 
 
 def bring_to(run: Run, last: str) -> None:
     """Do every stage up to `last` that is not finished, and show what came of each."""
+    if distributed_rank()[0] == 0:
+        sweep(run.output_dir)
     begins = run.record.fingerprint("meta") is None
     if begins:
         run.say(outlook(run, last))
@@ -31,16 +35,10 @@ def bring_to(run: Run, last: str) -> None:
         done = carry_out(run, stage)
         if begins and stage is meta_training.STAGE and stage.name != last:
             run.say(time_left(run, last, run.record.values["stages"]["meta"]["seconds"]))
-        if stage.name in SHOWN and (done or not is_shown(run.output_dir, stage.name)):
-            show_stage(stage.name, run.config, run.output_dir, run.say)
+        if stage.name in SHOWN and (done or not is_shown(run, stage.name)):
+            show(run, stage.name)
         if stage.name == last:
             return
-
-
-def is_shown(output_dir: Path, stage: str) -> bool:
-    """Say whether what is shown after a stage is there; a process may have ended between the two."""
-    shown = {"select": "plots/selection.png", "fine-tune": "final/README.md"}
-    return (output_dir / shown[stage]).is_file()
 
 
 def meta_train(run: Run) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -19,9 +20,9 @@ from typing import Any
 import torch
 
 from ..config.run_config import RunConfig
+from ..core.checksums import write_sealed
 from ..core.distributed import barrier, distributed_rank
 from ..core.errors import ConfigError, TaskSelectionError
-from ..core.files import write_json
 from ..core.fingerprints import value_fingerprint
 from ..core.progress import progress_bar
 from ..core.quiet import quiet_libraries
@@ -126,8 +127,11 @@ def finished_jobs(run: Run, jobs: list[Job], processes: int) -> Iterator[None]:
             for future in as_completed(futures):
                 future.result()
                 yield
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):  # a signal: their fine-tunes would be waited for
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
             raise
 
 
@@ -138,11 +142,19 @@ def start_worker(config: dict[str, Any], numbers: Any, threads: int) -> None:
     """Give a worker process its share of the machine, and the run."""
     with numbers.get_lock():
         number, numbers.value = numbers.value, numbers.value + 1
+    threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
     if torch.accelerator.is_available():
         torch.accelerator.set_device_index(number % torch.accelerator.device_count())
     torch.set_num_threads(threads)
     quiet_libraries(True)
     WORKER["run"] = Run(RunConfig.from_dict(config), say=lambda message: None, record=False)
+
+
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, killed too hard to tell its workers."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def worker_job(tasks: Choice, seed: int, accuracy: bool) -> None:
@@ -193,5 +205,5 @@ def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool, folder
         drawn=row_counts(tasks),
     )
     if distributed_rank()[0] == 0:
-        write_json(path, {**result.to_dict(), "key": run_key(run)})
+        write_sealed(path, {**result.to_dict(), "key": run_key(run)})
     barrier()

@@ -9,14 +9,14 @@ from ..core.files import write_json
 from ..estimation.comparison import Verification, compare
 from ..estimation.estimator import SubsetEstimator, random_halves
 from ..estimation.subsets import num_subsets, random_subsets
-from ..records.estimates_table import write_verified
+from ..records.estimates_table import ESTIMATES_FILE, write_verified
 from ..records.estimator import calibrate_from_folder, fit_run_estimator
 from ..records.files import VERIFICATION_FILE
 from ..records.true_runs import true_losses
-from ..report.after_stage import show_stage
 from ..selection.result import SelectionResult
 from .context import Run
 from .pipeline import select
+from .showing import show
 from .true_runs import FIRST_SEED, true_runs
 
 CHOICES = ("random", "unsure")
@@ -64,7 +64,8 @@ def verify(
     )
     write_json(run.output_dir / VERIFICATION_FILE, result.to_dict())
     write_verified(run.output_dir, result)
-    show_stage("verify", run.config, run.output_dir, run.say)
+    run.record.keep(run.output_dir / VERIFICATION_FILE, run.output_dir / ESTIMATES_FILE)
+    show(run, "verify")
     return result
 
 

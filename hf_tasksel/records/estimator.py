@@ -13,7 +13,9 @@ from ..core.errors import ConfigError
 from ..estimation.comparison import calibrate_with, cross_calibrated
 from ..estimation.estimator import SubsetEstimator
 from ..estimation.response import RESPONSE_FILE, ResponseEstimate
-from .known_loss import KnownLoss
+from .integrity import refuse_damage
+from .known_loss import KNOWN_LOSS_FILE, KnownLoss
+from .record import stored_record
 from .stores import checkpoint_steps, run_stores
 from .true_runs import true_losses
 
@@ -42,8 +44,10 @@ def fit_run_estimator(
     Raises:
         ConfigError: for a checkpoint that was not kept, and for `best` without true fine-tunes.
         StoreError: when a store is missing or unfinished.
+        TaskSelectionError: when a file that estimates rest on is damaged.
     """
     estimator = unfitted(config, surrogate, regularization)
+    refuse_damage(output_dir, stored_record(output_dir) or {}, ("meta/meta.json", KNOWN_LOSS_FILE, RESPONSE_FILE))
     known, is_plain = KnownLoss.load(output_dir), (checkpoint, surrogate, regularization) == (None, None, None)
     asked = known is not None and known.asks_model and is_plain
     response = ResponseEstimate.load(output_dir / RESPONSE_FILE) if asked else None

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from ..config.run_config import RunConfig
-from ..core.files import read_json, write_json
+from ..core.checksums import write_sealed
 from .record import RUN_FILE, read_record, without_folders
-from .true_runs import TRUTH_FOLDER, belongs, true_run_key
+from .true_runs import TRUTH_FOLDER, belongs, read_truth, true_run_key
 
 EVIDENCE_FOLDER, STORES_FILE = "run", "stores.json"  # beside a pushed store
 EVIDENCE = (
@@ -29,13 +29,13 @@ def stage_evidence(folder: Path, staged: Path) -> None:
     """
     record = read_record(folder)
     config, public = RunConfig.from_dict(record["config"]), without_folders(record)
-    write_json(staged / RUN_FILE, public)
+    write_sealed(staged / RUN_FILE, public)
     for name in EVIDENCE:
         if (folder / name).is_file():
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, staged / name)
     key = true_run_key(RunConfig.from_dict(public["config"]), record.get("data_hashes", {}))
     for path in sorted((folder / TRUTH_FOLDER).glob("*.json")):
-        run = read_json(path)
+        run = read_truth(path)
         if belongs(run, config, folder):  # by its settings, which name the base's folder
-            write_json(staged / TRUTH_FOLDER / path.name, {**run, "key": key})
+            write_sealed(staged / TRUTH_FOLDER / path.name, {**run, "key": key})

@@ -16,11 +16,21 @@ from ..selection.result import SELECTION_FILE, SelectionResult
 from .affinity import AFFINITY_FILE
 from .estimates_table import ESTIMATES_FILE
 from .evaluation_rows import EVALUATION_FILE, EvaluationRow
+from .integrity import refuse_damage
 from .loss_curves import LossCurves, read_log
 from .record import read_record
 
 VERIFICATION_FILE = "verification.json"
 EXPANSION_FILE = "expansion.json"
+READ = (
+    SELECTION_FILE,
+    f"final/{EVALUATION_FILE}",
+    VERIFICATION_FILE,
+    EXPANSION_FILE,
+    AFFINITY_FILE,
+    ESTIMATES_FILE,
+    "meta/meta.json",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +78,7 @@ def read_run(folder: str | Path) -> RunFiles:
     """
     folder = Path(folder)
     run = read_record(folder)
+    refuse_damage(folder, run, READ)
     tasks = list(run.get("data", {}).get("rows", {}))
     logs = {"all tasks": folder / "compare" / "all-tasks", "selection": folder / "final"}
     curves = {name: read_log(path / "training_log.json") for name, path in logs.items()}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..core.checksums import checksums, differing, read_sealed, write_sealed
 from ..core.distributed import barrier, distributed_rank
 from ..core.errors import ConfigError, TaskSelectionError
-from ..core.files import read_json, write_json
 
 RUN_FILE = "run.json"
+COPY_FILE = ".run.json.copy"  # for when the other is damaged
+FORMAT_VERSION = 1
 REPORT_FILE = "report.html"
 LOCK_FILE = ".run.lock"
 
@@ -27,12 +30,15 @@ class RunRecord:
     Args:
         output_dir: the run's folder.
         read_only: write nothing.
+
+    Raises:
+        TaskSelectionError: when the record is damaged, and its copy too, or of a newer version.
     """
 
     def __init__(self, output_dir: Path, *, read_only: bool = False) -> None:
         self.read_only = read_only
         self.path = output_dir / RUN_FILE
-        self.values: dict[str, Any] = read_json(self.path) if self.path.is_file() else {"stages": {}}
+        self.values: dict[str, Any] = {"stages": {}, **(stored_record(output_dir) or {})}
 
     def update(self, **values: Any) -> None:
         """Set top-level entries, and add to the stages, beside what other processes have put on record meanwhile."""
@@ -41,9 +47,43 @@ class RunRecord:
             self.merge(self.values, values, stages)
             return
         with self.lock(LOCK_FILE, wait=True):
-            on_disk = read_json(self.path) if self.path.is_file() else {}
-            self.merge({"stages": {}, **on_disk}, values, stages)
-            write_json(self.path, self.values)
+            self.merge({"stages": {}, **(stored_record(self.path.parent) or {})}, values, stages)
+            self.write()
+
+    def write(self) -> None:
+        """Write the record, and its copy."""
+        for name in (RUN_FILE, COPY_FILE):
+            write_sealed(self.path.with_name(name), {"format_version": FORMAT_VERSION, **self.values})
+
+    def keep(self, *paths: Path) -> None:
+        """Put on record what files hold that no stage wrote, or that more than one writes."""
+        if distributed_rank()[0] == 0:
+            self.update(files={**self.values.get("files", {}), **checksums(self.path.parent, paths)})
+
+    def forget(self, stages: list[str]) -> None:
+        """Take stages off the record."""
+        kept = {name: stage for name, stage in self.values["stages"].items() if name not in stages}
+        self.values = {**self.values, "stages": kept}
+        if distributed_rank()[0] == 0 and not self.read_only:
+            with self.lock(LOCK_FILE, wait=True):
+                self.write()
+
+    def files(self, stage: str) -> dict[str, str]:
+        """Return the checksums of what a finished stage wrote, by name within the folder."""
+        return dict(self.values["stages"].get(stage, {}).get("files", {}))
+
+    def depending(self, stage: str) -> list[str]:
+        """Return the finished stages whose results depend on that of a stage: those that were made from its key."""
+        found: list[str] = []
+        keys = {self.fingerprint(stage)}
+        while more := [
+            name
+            for name, other in self.values["stages"].items()
+            if name not in (stage, *found) and keys & set(leaves(other.get("settings", {})))
+        ]:
+            found += more
+            keys |= {self.fingerprint(name) for name in more}
+        return found
 
     def merge(self, known: dict[str, Any], values: dict[str, Any], stages: dict[str, Any]) -> None:
         """Take over what was known, then what is new."""
@@ -115,10 +155,65 @@ def read_record(output_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: when the folder is not that of a run.
     """
-    if not (output_dir / RUN_FILE).is_file():
+    values = stored_record(output_dir)
+    if values is None:
         raise ConfigError(f"{output_dir} is not the output folder of a run: it has no {RUN_FILE}")
-    values: dict[str, Any] = read_json(output_dir / RUN_FILE)
     return values
+
+
+def stored_record(output_dir: Path) -> dict[str, Any] | None:
+    """Return the record on disk; its copy where it is damaged or missing, and None where there is neither.
+
+    Raises:
+        TaskSelectionError: when both are damaged, or the record is of a newer version.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    problems = []
+    for path in (output_dir / RUN_FILE, output_dir / COPY_FILE):
+        try:
+            if path.is_file():
+                found[path] = read_sealed(path)
+        except TaskSelectionError as error:
+            problems.append(str(error))
+    if problems and not found:
+        raise TaskSelectionError(
+            f"{problems[0]}; restore it, or delete {output_dir}: without it nobody can tell what is finished there"
+        )
+    if not found:
+        return None
+    path = right_record(output_dir, found)
+    if path.name != RUN_FILE:
+        problem = (problems or [f"{output_dir / RUN_FILE} is missing or of another run"])[0]
+        warnings.warn(f"{problem}; its copy {COPY_FILE} is used", stacklevel=2)
+    if found[path].get("format_version", 1) > FORMAT_VERSION:
+        raise TaskSelectionError(
+            f"{path} has format version {found[path]['format_version']}, this version of hf_tasksel reads "
+            f"{FORMAT_VERSION}: use the newer one that wrote it"
+        )
+    return found[path]
+
+
+def right_record(output_dir: Path, found: Mapping[Path, Mapping[str, Any]]) -> Path:
+    """Return the record of a folder: the first, unless the files there are those of its copy and not its own."""
+    first, *others = found
+    if not others or found[first] == found[others[0]]:
+        return first
+    wrong = {path: len(differing(output_dir, recorded_files(record))) for path, record in found.items()}
+    return min(found, key=lambda path: wrong[path])
+
+
+def recorded_files(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksums of all files on record, by name within the folder."""
+    stages = (stage.get("files", {}) for stage in record.get("stages", {}).values())
+    return {name: was for files in (*stages, record.get("files", {})) for name, was in files.items()}
+
+
+def leaves(values: Any) -> list[Any]:
+    """Return the strings in nested plain values."""
+    if isinstance(values, dict | list):
+        parts = values.values() if isinstance(values, dict) else values
+        return [leaf for part in parts for leaf in leaves(part)]
+    return [values] if isinstance(values, str) else []
 
 
 def without_folders(values: Any) -> Any:

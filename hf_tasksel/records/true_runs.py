@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run_config import RunConfig
-from ..core.files import read_json
+from ..core.checksums import read_sealed
+from ..core.errors import TaskSelectionError
 from ..core.fingerprints import value_fingerprint
-from .record import RUN_FILE
+from .record import stored_record
 
 TRUTH_FOLDER = "truth"
 
@@ -61,9 +62,28 @@ def true_run_key(config: RunConfig, data_hashes: Mapping[str, str]) -> str:
 
 
 def read_true_run(path: Path) -> TrueRun:
-    """Read the result of one fine-tune."""
+    """Read the result of one fine-tune.
+
+    Raises:
+        TaskSelectionError: when it is damaged.
+    """
     known = {f.name for f in fields(TrueRun)}
-    return TrueRun(**{name: value for name, value in read_json(path).items() if name in known})
+    return TrueRun(**{name: value for name, value in read_truth(path).items() if name in known})
+
+
+def read_truth(path: Path) -> dict[str, Any]:
+    """Read the file of one fine-tune.
+
+    Raises:
+        TaskSelectionError: when it is damaged.
+    """
+    try:
+        values = read_sealed(path)
+        if missing := {"tasks", "seed", "dev_loss"} - {*values}:
+            raise TaskSelectionError(f"{path} is damaged: it has no {min(missing)}")
+    except TaskSelectionError as error:
+        raise TaskSelectionError(f"{error}; delete it, and `hf-tasksel verify` trains it again") from None
+    return values
 
 
 def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], list[list[float]]]:
@@ -73,7 +93,7 @@ def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], l
     Fine-tunes on drawn rows (mixtures, budgets), or of other settings or data, are left alone, and it is said when
     there are no others.
     """
-    runs = [read_json(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
+    runs = [read_truth(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
     runs = [run for run in runs if run.get("drawn") is None]
     mine = [run for run in runs if belongs(run, config, output_dir)]
     if runs and not mine:
@@ -93,6 +113,5 @@ def belongs(run: Mapping[str, Any], config: RunConfig, output_dir: Path) -> bool
     """Say whether a true fine-tune is of a run's settings and data, as those stand in the folder's record."""
     if "key" not in run:  # of version 0.1.0, which went by the settings alone
         return bool(run.get("settings") == value_fingerprint(config.true_run_settings_0_1_0))
-    record = output_dir / RUN_FILE
-    hashes = read_json(record).get("data_hashes") if record.is_file() else None
+    hashes = (stored_record(output_dir) or {}).get("data_hashes")
     return hashes is not None and bool(run["key"] == true_run_key(config, hashes))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..config.run_config import RunConfig
+from ..core.checksums import write_sealed
 from ..core.files import read_json, write_json
 from ..core.hub import upload
 from ..core.version import versions
@@ -19,7 +20,7 @@ from ..records.estimator import fit_run_estimator
 from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow, read_evaluation
 from ..records.evidence import EVIDENCE_FOLDER, STORES_FILE, stage_evidence
 from ..records.files import VERIFICATION_FILE
-from ..records.record import RUN_FILE, without_folders
+from ..records.record import RUN_FILE, read_record, without_folders
 from ..selection.result import SELECTION_FILE, SelectionResult
 from .card import CardInfo, plain_card, write_card
 from .hub import ADAPTER_CONFIG, dataset_licences, push
@@ -34,7 +35,7 @@ def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult
     plot_evaluation(rows, plots / "evaluation.png")
     shutil.copytree(plots, final / "plots", dirs_exist_ok=True)
     selection.save(final / SELECTION_FILE)
-    write_json(final / RUN_FILE, without_folders(read_json(output_dir / RUN_FILE)))
+    write_sealed(final / RUN_FILE, without_folders(read_record(output_dir)))
     write_card(final, card_info(config, output_dir, selection, rows))
 
 
@@ -74,8 +75,8 @@ def push_final(config: RunConfig, output_dir: Path) -> list[str]:
     hub, final = config.hub, output_dir / "final"
     info = card_info(config, output_dir, SelectionResult.load(final), read_evaluation(final / EVALUATION_FILE))
     write_card(final, replace(info, datasets=dataset_licences([*info.datasets])))
-    record = {**read_json(output_dir / RUN_FILE), "config": config.to_dict()}  # it says where the gradients are
-    write_json(final / RUN_FILE, without_folders(record))
+    record = {**read_record(output_dir), "config": config.to_dict()}  # it says where the gradients are
+    write_sealed(final / RUN_FILE, without_folders(record))
     options: dict[str, Any] = {"private": hub.private, "revision": hub.revision, "create_pr": hub.create_pr}
     addresses = [push(final, hub.repo_id or output_dir.name, **options)]
     if hub.store_repo_id:

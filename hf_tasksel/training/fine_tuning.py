@@ -27,11 +27,13 @@ from transformers import (
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..core.files import resolve_path
+from ..core.interruption import saves_first
 from ..data.formatting import tokenize_rows
 from ..data.tasks import combine_tasks, task_names
 from ..selection.mixture import MixtureResult
 from ..selection.result import SelectionResult
 from .models import DEFAULT_LORA
+from .resumable import Resumable
 from .step_bar import show_progress
 
 
@@ -72,6 +74,7 @@ def fine_tune(
     *,
     peft_config: PeftConfig | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
+    resume_from_checkpoint: str | None = None,
 ) -> TunedModel:
     """Fine-tune the pretrained base on the union of the chosen tasks and save the adapter.
 
@@ -83,6 +86,7 @@ def fine_tune(
         args: `trl.SFTConfig` for a decoder, `Seq2SeqTrainingArguments` for an encoder-decoder.
         peft_config: LoRA configuration; r 16, alpha 32 on all linear layers if None.
         processing_class: the tokenizer; loaded with the model if None.
+        resume_from_checkpoint: folder of a checkpoint of the same training, which then goes on from there.
 
     Raises:
         ConfigError: for an unknown task name.
@@ -103,8 +107,10 @@ def fine_tune(
         peft_config = LoraConfig(**DEFAULT_LORA, task_type=task_type)
     trainer = make_trainer(base, args, rows, tokenizer, peft_config)
     show_progress(trainer, f"fine-tuning on {len(chosen)} tasks")
+    trainer.add_callback(Resumable())
     started = time.perf_counter()
-    trainer.train()
+    with saves_first():
+        trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     seconds = time.perf_counter() - started
     output_dir = Path(args.output_dir)
     # gathered on every rank where parameters are sharded; save_model would add a pickle of the arguments

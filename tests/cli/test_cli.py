@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import small_run, word_rows, write_jsonl
+from conftest import small_run, unsealed, word_rows, write_jsonl
 from hf_tasksel import SelectionResult
 from hf_tasksel.cli import main as cli
 from hf_tasksel.core import hub as hub_upload
@@ -189,7 +189,7 @@ def test_a_fresh_adapter_is_one_sentence(config_file, capsys, run_values):
 def test_a_store_of_another_model_is_one_sentence(config_file, run_values, capsys):
     path = config_file()
     assert cli.main(["collect", path, "--quiet"]) == 0
-    record = Path(run_values["output_dir"], "run.json")
+    record = unsealed(Path(run_values["output_dir"])) / "run.json"
     values = json.loads(record.read_text())
     values["stages"] = {"meta": values["stages"]["meta"]}
     record.write_text(json.dumps(values))

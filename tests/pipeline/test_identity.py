@@ -10,16 +10,17 @@ import pytest
 
 from conftest import small_run, word_rows, write_jsonl
 from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.checksums import seal
 from hf_tasksel.core.errors import ConfigError, TaskSelectionError
 from hf_tasksel.core.files import read_json, write_json
-from hf_tasksel.pipeline import materials
+from hf_tasksel.pipeline import materials, resuming
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.pipeline import collect, fine_tune_selected
-from hf_tasksel.pipeline.stages import meta_training
 from hf_tasksel.pipeline.true_runs import run_key
 from hf_tasksel.pipeline.verification import verify
 from hf_tasksel.records.record import RunRecord
 from hf_tasksel.records.true_runs import true_losses
+from hf_tasksel.training.resumable import whole_checkpoints
 
 
 @pytest.fixture
@@ -68,22 +69,24 @@ def test_interrupted_meta_trainings_of_different_settings_keep_their_own_checkpo
     folder = tmp_path / "meta"
 
     def interrupted(key: str, step: int) -> dict[int, Path]:
-        meta_training.lay_out(folder, key)
-        found = meta_training.whole_checkpoints(folder)
+        resuming.lay_out(folder, key)
+        found = whole_checkpoints(folder)
         checkpoint = folder / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
         write_json(checkpoint / "trainer_state.json", key)
+        assert step not in whole_checkpoints(folder), "not before it is written to its end"
+        seal(checkpoint)
         return found
 
     folder.mkdir()
     assert not interrupted("slow", 2)
     assert not interrupted("fast", 3)
-    meta_training.lay_out(folder, "slow")
-    assert {
-        step: read_json(path / "trainer_state.json") for step, path in meta_training.whole_checkpoints(folder).items()
-    } == {2: "slow"}
-    meta_training.lay_out(folder, "fast")
-    assert list(meta_training.whole_checkpoints(folder)) == [3]
+    resuming.lay_out(folder, "slow")
+    assert {step: read_json(path / "trainer_state.json") for step, path in whole_checkpoints(folder).items()} == {
+        2: "slow"
+    }
+    resuming.lay_out(folder, "fast")
+    assert list(whole_checkpoints(folder)) == [3]
 
 
 def test_true_runs_of_other_rows_do_not_calibrate(run_values, tmp_path):

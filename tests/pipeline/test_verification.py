@@ -17,6 +17,7 @@ from estimation.synthetic import random_subsets as random_weights
 from hf_tasksel import GradientStore, SubsetEstimator, optimize_mixture
 from hf_tasksel.cli import main as cli
 from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.checksums import read_sealed, write_sealed
 from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.estimation.comparison import compare, cross_calibrated
 from hf_tasksel.estimation.subsets import random_subsets
@@ -52,8 +53,8 @@ pretended: list[Path] = []
 def pretend_to_train(run: Run, tasks: list[str], seed: int, accuracy: bool, folder: Path) -> None:
     """Leave a result as a true fine-tune would."""
     path = true_runs.truth_path(run, tasks, seed, accuracy)
-    some = json.loads(next(path.parent.glob("*.json")).read_text())
-    path.write_text(json.dumps({**some, "tasks": tasks, "seed": seed, "dev_loss": 4.0 + len(tasks) / 10}))
+    some = read_sealed(next(path.parent.glob("*.json")))
+    write_sealed(path, {**some, "tasks": tasks, "seed": seed, "dev_loss": 4.0 + len(tasks) / 10})
     pretended.append(path)
 
 

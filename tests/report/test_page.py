@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conftest import unsealed
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.core.files import read_json, write_json
@@ -126,7 +127,7 @@ ALWAYS = ["tasks", "path", "trust", "losses", "affinity", "estimates", "data", "
 def run_folder(finished_run, tmp_path):
     """A copy of a finished run that may be changed; without models and stores, which a report must not need."""
     unneeded = shutil.ignore_patterns("*.safetensors", "*.bin", "*.pt*", "gradients", "checkpoint-*")
-    out = shutil.copytree(finished_run, tmp_path / "out", ignore=unneeded)
+    out = unsealed(shutil.copytree(finished_run, tmp_path / "out", ignore=unneeded))
     # so short a training logs nothing
     tasks = [f"{name}_loss" for name in ("next", "skip", "same")]
     log = [{"loss": 3 - s / 10, "step": s, **dict.fromkeys(tasks, 4 - s / 5)} for s in range(1, 7)]

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...core.distributed import barrier, distributed_rank
 from ...core.errors import ModelError, NonFiniteError
-from ...core.files import atomic_path
 from ...core.fingerprints import data_fingerprint, model_fingerprint, value_fingerprint
 from ...core.progress import progress_bar
+from ...core.tensors import are_whole, load_tensors, read_metadata, save_tensors
 from ..model import (
     batch_objectives,
     check_adapter,
@@ -55,7 +53,7 @@ class TaskGradients:
 
     def mean(self, task: int) -> dict[str, Tensor]:
         """Return one task's mean gradient per answer token."""
-        return {name: part / float(self.tokens[task]) for name, part in load_file(self.paths[task]).items()}
+        return {name: part / float(self.tokens[task]) for name, part in load_tensors(self.paths[task]).items()}
 
 
 def collect_task_gradients(
@@ -96,7 +94,7 @@ def collect_task_gradients(
     with progress_bar(-(-len(rows) // world_size), description) as advance:
         for i, name in enumerate(names):
             path, mine = Path(output_dir) / f"{i:04d}.safetensors", np.flatnonzero(rows.tasks == name)
-            if is_of(path, made_of, name):
+            if are_whole(path, {"made_of": made_of, "task": name}):
                 advance(len(mine))
                 continue
             batches = plan_batches(mine, rows.lengths, batch_size, tokens_per_batch)[rank::world_size]
@@ -104,9 +102,8 @@ def collect_task_gradients(
             if not all(bool(torch.isfinite(g).all()) for g in gradient.values()):
                 raise NonFiniteError(f"the gradient of task {name!r} is not finite: lower the learning rate")
             if rank == 0:
-                with atomic_path(path) as temporary:
-                    counts = {"samples": str(len(mine)), "tokens": str(tokens)}
-                    save_file(gradient, temporary, {"made_of": made_of, "task": name, **counts})
+                counts = {"samples": str(len(mine)), "tokens": str(tokens)}
+                save_tensors(path, gradient, {"made_of": made_of, "task": name, **counts})
             barrier()
     return read_task_gradients(output_dir)
 
@@ -138,14 +135,6 @@ def task_gradient(
     return {name: g.detach().float().cpu().contiguous() for name, g in found.items()}, int(tokens)
 
 
-def is_of(path: Path, made_of: str, task: str) -> bool:
-    """Say whether a file holds the sums of a task, of this model and these rows."""
-    if not path.is_file():
-        return False
-    metadata = metadata_of(path)
-    return metadata.get("made_of") == made_of and metadata.get("task") == task
-
-
 def read_task_gradients(folder: str | Path) -> TaskGradients:
     """Read the sums of all tasks.
 
@@ -155,12 +144,6 @@ def read_task_gradients(folder: str | Path) -> TaskGradients:
     paths = sorted(Path(folder).glob("[0-9]*.safetensors"))
     if not paths:
         raise ModelError(f"there are no task gradients at {folder}: collect them first")
-    found = [metadata_of(path) for path in paths]
+    found = [read_metadata(path) for path in paths]
     samples, tokens = np.asarray([[int(m["samples"]), int(m["tokens"])] for m in found], dtype=np.float64).T
     return TaskGradients(tuple(m["task"] for m in found), tuple(paths), samples, tokens)
-
-
-def metadata_of(path: Path) -> dict[str, str]:
-    """Return what a file says of itself."""
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})

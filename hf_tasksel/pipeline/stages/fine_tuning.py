@@ -10,15 +10,18 @@ from typing import Any
 from ...core.distributed import barrier, distributed_rank
 from ...core.files import write_json
 from ...records.evaluation_rows import EVALUATION_FILE, EvaluationRow
-from ...selection.result import SelectionResult
+from ...records.record import RUN_FILE
+from ...selection.result import SELECTION_FILE, SelectionResult
 from ...training.adapters import ADAPTER_FILE
 from ...training.evaluation import measure
 from ...training.fine_tuning import fine_tune
 from ..context import Run
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
+from ..resuming import RESUME_FILE, discard_checkpoints, last_checkpoint
 
 FINAL, TUNED = "final", "fine_tune/"
+NOT_RESULTS = ("README.md", RESUME_FILE, SELECTION_FILE, EVALUATION_FILE, RUN_FILE)  # of a fine-tune
 ALL, SELECTION = "all tasks", "selection"
 
 
@@ -59,13 +62,14 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     """Fine-tune once, or measure."""
     if piece.name == FINAL:
         measure_all(run, piece.result)
-        return {}
-    return tune(run, piece.name.removeprefix(TUNED), piece.settings["tasks"], piece.result.parent)
+        return {"files": [piece.result, piece.result.with_name(SELECTION_FILE)]}
+    return tune(run, piece)
 
 
-def tune(run: Run, name: str, tasks: list[str], folder: Path) -> dict[str, Any]:
-    """Fine-tune the base on some tasks."""
-    materials = run.materials
+def tune(run: Run, piece: Piece) -> dict[str, Any]:
+    """Fine-tune the base on some tasks; a training that was interrupted goes on from its last checkpoint."""
+    materials, folder = run.materials, piece.result.parent
+    name, tasks = piece.name.removeprefix(TUNED), piece.settings["tasks"]
     run.say(f"fine-tuning the base on {name} ({len(tasks)} tasks)")
     tuned = fine_tune(
         materials.base(),
@@ -74,8 +78,13 @@ def tune(run: Run, name: str, tasks: list[str], folder: Path) -> dict[str, Any]:
         dataclasses.replace(materials.final_args, output_dir=str(folder)),
         peft_config=materials.lora,
         processing_class=materials.tokenizer,
+        resume_from_checkpoint=last_checkpoint(run, folder, piece.key),
     )
-    return {"train_samples": tuned.train_samples, "train_seconds": round(tuned.seconds, 3)}
+    if materials.final_args.save_strategy == "no":
+        discard_checkpoints(folder)
+    written = [p for p in folder.iterdir() if p.is_file() and p.name not in NOT_RESULTS]
+    facts = {"train_samples": tuned.train_samples, "train_seconds": round(tuned.seconds, 3)}
+    return {**facts, "files": written}
 
 
 def measure_all(run: Run, path: Path) -> None:

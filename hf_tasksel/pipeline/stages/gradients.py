@@ -9,6 +9,8 @@ from typing import Any
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from ...config.run_config import RunConfig
+from ...core.checksums import differing
+from ...core.distributed import barrier, distributed_rank
 from ...core.errors import StoreError
 from ...gradients.collator import GradientCollator
 from ...gradients.preconditioning import load_second_moments
@@ -34,7 +36,8 @@ def pieces(run: Run) -> list[Piece]:
             "step": step,
         }
         name, result = f"gradients/checkpoint-{step}", store_path(run.output_dir, step) / MANIFEST_FILE
-        if run.record.fingerprint(name) and result.is_file() and not is_whole(result.parent, run.repair):
+        is_manifest_written = result.is_file() and not differing(run.output_dir, run.record.files(name))
+        if run.record.fingerprint(name) and is_manifest_written and not is_whole(result.parent, run.repair):
             result = result.with_name("a whole store")  # which is not there
         found.append(Piece(name, settings, result, redo=False))
     return found
@@ -57,6 +60,9 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     rows = {name: materials.tokenized[name] for name in SPLITS}
     again = ", what is damaged or missing" if folder.exists() and run.repair else ""
     run.say(f"gradient pass over {sum(map(len, rows.values()))} samples at step {step}{again}")
+    if run.repair and distributed_rank()[0] == 0 and differing(run.output_dir, run.record.files(piece.name)):
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)  # it is not this store's; the shards tell whether they are
+    barrier()
     checkpoint = run.output_dir / "meta" / f"checkpoint-{step}"
     make_collator(run.config, materials.tokenizer, checkpoint).collect(
         materials.measurable(checkpoint, is_trainable=True),
@@ -66,7 +72,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
         repair=run.repair,
         **run.config.part("gradients", PASS_OPTIONS),
     )
-    return {}
+    return {"files": [folder / MANIFEST_FILE]}  # shards carry their checksums themselves
 
 
 def make_collator(config: RunConfig, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> GradientCollator:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq
 
-from ...core.distributed import barrier, distributed_rank
-from ...core.files import read_json, write_json
+from ...core.files import write_json
 from ...core.fingerprints import value_fingerprint
+from ...core.interruption import saves_first
 from ...gradients.checkpoints import checkpoint_step
+from ...gradients.preconditioning import MOMENTS_FILE
 from ...training.adapters import ADAPTER_FILE
 from ...training.models import add_lora
+from ...training.resumable import Resumable
 from ...training.step_bar import show_progress
 from ...training.trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 from ..context import Run
 from ..identity import meta_settings
 from ..pieces import Piece, Stage
+from ..resuming import discard_checkpoints, last_checkpoint
+from ..training_steps import training_steps
 
-RESUME_FILE = "resume.json"
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")  # of one batch over ranks and steps
 
 
@@ -44,35 +47,28 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
         processing_class=materials.tokenizer,
     )
     show_progress(trainer, "meta training")
-    trainer.train(resume_from_checkpoint=last_checkpoint(run, piece))
+    trainer.add_callback(Resumable())
+    kept = {c: checkpoint_step(c, training_steps(args, len(rows["train"]))) for c in args.meta_checkpoints}
+    with saves_first():
+        start = last_checkpoint(run, folder, resume_key(run, piece), [*kept.values()])
+        trainer.train(resume_from_checkpoint=start)
     metrics = trainer.evaluate()
     trainer.save_model()
+    if args.save_strategy == "no":
+        discard_checkpoints(folder, [*kept.values()])
     if trainer.is_world_process_zero():
-        kept = {c: checkpoint_step(c, trainer.state.max_steps) for c in args.meta_checkpoints}
         if len(set(kept.values())) < len(kept):
             run.say(f"some meta checkpoints are the same step, the training is so short: {kept}")
         write_json(folder / "meta.json", {"checkpoints": kept, "log": trainer.state.log_history})
-    return {"dev_loss": metrics[f"eval_{splits.target}_loss"]}
+    return {"dev_loss": metrics[f"eval_{splits.target}_loss"], "files": written(folder, kept.values())}
 
 
-def last_checkpoint(run: Run, piece: Piece) -> str | None:
-    """Return the last whole checkpoint of an interrupted training of this piece; None to start afresh.
-
-    Checkpoints of other settings are laid aside, and taken up again when their settings come back. The number of ranks
-    may differ as long as all of them together train on batches of the same size.
-    """
-    folder, wanted = piece.result.parent, resume_key(run, piece)
-    barrier()
-    if distributed_rank()[0] == 0:
-        lay_out(folder, wanted)
-    barrier()
-    whole = whole_checkpoints(folder)
-    if not whole:
-        if any(folder.glob("unfinished-*/checkpoint-*")):
-            run.say(f"meta training starts afresh: the checkpoints in {folder} are of other settings or batch sizes")
-        return None
-    run.say(f"meta training goes on from step {max(whole)}")
-    return str(whole[max(whole)])
+def written(folder: Path, steps: Iterable[int]) -> list[Path]:
+    """Return what later stages read: adapter and log, and adapter and second moments of the kept checkpoints."""
+    checkpoints = [folder / f"checkpoint-{step}" for step in {*steps}]
+    found = [place / name for place in (folder, *checkpoints) for name in (ADAPTER_FILE, "adapter_config.json")]
+    moments = [place / MOMENTS_FILE for place in checkpoints]
+    return [*found, folder / "meta.json", *(path for path in moments if path.is_file())]
 
 
 def resume_key(run: Run, piece: Piece) -> str:
@@ -81,28 +77,6 @@ def resume_key(run: Run, piece: Piece) -> str:
     meta = {key: value for key, value in piece.settings["meta"].items() if key not in SPLIT}
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return value_fingerprint({**piece.settings, "meta": meta, "batch": batch})
-
-
-def lay_out(folder: Path, wanted: str) -> None:
-    """Lay the checkpoints of another unfinished training aside, and take up those of the one that is wanted."""
-    marker = folder / RESUME_FILE
-    found = read_json(marker) if marker.is_file() else "unknown"
-    if found == wanted:
-        return
-    for path in folder.glob("checkpoint-*"):
-        aside = folder / f"unfinished-{found}" / path.name
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(aside)
-    write_json(marker, wanted)
-    for path in (folder / f"unfinished-{wanted}").glob("checkpoint-*"):
-        path.rename(folder / path.name)
-
-
-def whole_checkpoints(folder: Path) -> dict[int, Path]:
-    """Return step -> folder of the checkpoints that were written to their end."""
-    states = folder.glob("checkpoint-*/trainer_state.json")
-    return {int(path.parent.name.rsplit("-", 1)[1]): path.parent for path in states}
 
 
 STAGE = Stage(

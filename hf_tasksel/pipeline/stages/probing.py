@@ -91,7 +91,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     if piece.name == RESPONSE:
         return evaluate(run, piece)
     if piece.name == TUNED + ALL:
-        return tune(run, ALL, run.materials.splits.task_names, piece.result.parent)
+        return tune(run, piece)
     tasks = piece.settings["tasks"]
     if piece.result.is_file():  # `verify` trained it
         return {}

@@ -8,12 +8,13 @@ import math
 from typing import Any
 
 from ...config.run_config import RunConfig
+from ...core.checksums import differing
 from ...core.distributed import barrier, distributed_rank
 from ...core.fingerprints import value_fingerprint
 from ...estimation.comparison import calibrate_with
 from ...estimation.estimator import SubsetEstimator
-from ...records.affinity import write_affinity
-from ...records.estimates_table import write_search
+from ...records.affinity import AFFINITY_FILE, write_affinity
+from ...records.estimates_table import ESTIMATES_FILE, write_search
 from ...records.estimator import fit_run_estimator
 from ...records.true_runs import true_losses
 from ...selection.result import SELECTION_FILE, SelectionResult
@@ -39,7 +40,7 @@ def pieces(run: Run) -> list[Piece]:
         "response": run.record.fingerprint("response"),
         "true_runs": value_fingerprint(truth) if truth[0] else None,
     }
-    return [Piece("select", settings, run.output_dir / SELECTION_FILE)]
+    return [Piece("select", settings, run.output_dir / SELECTION_FILE, shared=run.output_dir / ESTIMATES_FILE)]
 
 
 def work(run: Run, piece: Piece) -> dict[str, Any]:
@@ -54,10 +55,20 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     selection = search(estimator, config)
     if distributed_rank()[0] == 0:
         selection.save(piece.result)
+        drop_damaged_estimates(run)
         write_search(folder, estimator, selection)
         write_affinity(folder, estimator)
+    run.record.keep(folder / ESTIMATES_FILE)
     barrier()
-    return {}
+    return {"files": [piece.result, folder / AFFINITY_FILE]}
+
+
+def drop_damaged_estimates(run: Run) -> None:
+    """Delete estimates that are not what was written: what is kept of them would be wrong."""
+    known = {name: was for name, was in run.record.values.get("files", {}).items() if name == ESTIMATES_FILE}
+    if differing(run.output_dir, known):
+        (run.output_dir / ESTIMATES_FILE).unlink(missing_ok=True)
+        run.say(f"{ESTIMATES_FILE} is made anew: `hf-tasksel verify` adds true fine-tunes to it again")
 
 
 def search(estimator: SubsetEstimator, config: RunConfig) -> SelectionResult:

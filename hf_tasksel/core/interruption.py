@@ -1,0 +1,93 @@
+"""SIGTERM and Ctrl-C: an end at once, or, where work can be saved first, at the next safe point.
+
+A command installs `stop_on_signals`. Long work then runs inside `saves_first` and asks `wanted_stop` at its safe
+points. Outside of it a signal ends the command where it stands: files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SECONDS_TO_SAVE = 8.0  # after which work that has not come to a safe point is given up
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """SIGTERM has ended the command; what was finished, and what could be saved, is on disk."""
+
+
+class _Signals:
+    """What the handler knows: one for the process, as there is one handler."""
+
+    regions = 0  # of `saves_first` that the main thread is in
+    wanted = 0  # the signal that waits for a safe point
+    deadline: threading.Timer | None = None
+
+
+def wanted_stop() -> int:
+    """Return the signal that waits for a safe point; 0 if there is none."""
+    return _Signals.wanted
+
+
+def want_stop(number: int) -> None:
+    """Stop at the next safe point, as another rank does that was sent this signal."""
+    _Signals.wanted = number
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raise `Stopped` for SIGTERM and KeyboardInterrupt for SIGINT while the block runs, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _forget()
+
+
+@contextlib.contextmanager
+def saves_first() -> Iterator[None]:
+    """Let the block come to its next safe point when a signal arrives, and end the command after the block.
+
+    A second signal, or `SECONDS_TO_SAVE`, ends it at once.
+    """
+    _Signals.regions += 1
+    try:
+        yield
+        if _Signals.wanted and _Signals.regions == 1:
+            _end(_Signals.wanted)
+    finally:
+        _Signals.regions -= 1
+        if not _Signals.regions:
+            _forget()
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if not _Signals.regions or _Signals.wanted:
+        _end(number)
+    _Signals.wanted = number
+    print("\nhf-tasksel: saving what is done; once more ends at once", file=sys.stderr, flush=True)
+    _Signals.deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, [128 + number])
+    _Signals.deadline.daemon = True
+    _Signals.deadline.start()
+
+
+def _end(number: int) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Stopped
+
+
+def _forget() -> None:
+    _Signals.wanted = 0
+    if _Signals.deadline is not None:
+        _Signals.deadline.cancel()
+        _Signals.deadline = None

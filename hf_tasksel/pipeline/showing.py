@@ -1,0 +1,27 @@
+"""What is shown after a stage, and whether it still is."""
+
+from __future__ import annotations
+
+from ..core.checksums import differing
+from ..report.after_stage import show_stage
+from .context import Run
+
+FIRST = {"select": "plots/selection.png", "fine-tune": "final/README.md"}
+SHOWN = ("plots/*.png", "report.html", "final/README.md", "final/run.json", "final/plots/*.png")
+
+
+def show(run: Run, stage: str) -> None:
+    """Bring what is shown up to date after a stage, and put it on record."""
+    show_stage(stage, run.config, run.output_dir, run.say)
+    run.record.keep(*(path for pattern in SHOWN for path in run.output_dir.glob(pattern)))
+
+
+def is_shown(run: Run, stage: str) -> bool:
+    """Say whether what is shown after a stage is there: a process may have ended between the two."""
+    if stage not in FIRST:
+        return True
+    folder = FIRST[stage].split("/")[0]
+    known = {name: was for name, was in run.record.values.get("files", {}).items() if name.startswith(f"{folder}/")}
+    if damaged := differing(run.output_dir, known):
+        run.say(f"{run.output_dir / damaged[0]} is missing or is not what was written: it is made again")
+    return not damaged and (run.output_dir / FIRST[stage]).is_file()

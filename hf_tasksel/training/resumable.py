@@ -1,0 +1,50 @@
+"""Trainings that are saved when a signal asks for it, and checkpoints that can be told to be whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback
+
+from ..core.checksums import is_sealed, seal
+from ..core.distributed import barrier, distributed_rank
+from ..core.interruption import want_stop, wanted_stop
+
+
+class Resumable(TrainerCallback):
+    """Saves and stops a training after the step in which a stop was asked for; seals every checkpoint.
+
+    It has to be the last callback, so that what others write into a checkpoint is under its seal.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop, all ranks after the same step."""
+        if agreed_stop(args.device):
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint, once every rank has written its part."""
+        barrier()
+        if distributed_rank()[0] == 0:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        barrier()
+
+
+def agreed_stop(device: torch.device) -> bool:
+    """Say whether any rank was asked to stop; all ranks must call this together."""
+    number = wanted_stop()
+    if distributed.is_available() and distributed.is_initialized():
+        shared = torch.tensor(number, device=device)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        number = int(shared)
+        want_stop(number)
+    return number > 0
+
+
+def whole_checkpoints(folder: Path) -> dict[int, Path]:
+    """Return step -> folder of the checkpoints that are what was written."""
+    found = {int(path.name.rsplit("-", 1)[1]): path for path in folder.glob("checkpoint-*")}
+    return {step: path for step, path in found.items() if is_sealed(path)}

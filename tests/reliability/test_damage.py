@@ -1,0 +1,141 @@
+"""Files that are not what was written: found, named, and made again with what depends on them, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import small_run
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.errors import TaskSelectionError
+from hf_tasksel.core.files import read_json
+from hf_tasksel.pipeline import pipeline
+from hf_tasksel.pipeline.context import Run
+from reliability.test_faults import assert_same_result
+
+COSTLY = ("meta/", "gradients/")
+NOT_READ = (  # by anything after the stage that wrote it
+    "meta/training_args.bin",
+    "meta/README.md",
+    "meta/resume.json",
+    "meta/tokenizer",
+    "meta/chat_template.jinja",
+    "gradients/checkpoint-2/statistics",  # a cache: made again in silence
+    "compare/all-tasks/README.md",
+)
+STAGE_OF = {  # start of a name -> stages that may be made again when it is damaged
+    "meta/": {"meta"},
+    "gradients/checkpoint-2/": {"gradients/checkpoint-2"},
+    "gradients/checkpoint-3/": {"gradients/checkpoint-3"},
+    "known_loss.json": {"known_loss"},
+    "selection.json": {"select"},
+    "affinity.json": {"select"},
+    "estimates.parquet": {"select"},
+    "compare/": {"fine_tune/all tasks"},
+    "final/evaluation.json": {"final"},
+    "final/selection.json": {"final"},
+    "final/": {"fine_tune/selection"},
+}
+
+
+def truncated(path: Path, other: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path, other: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def deleted(path: Path, other: Path) -> None:
+    path.unlink()
+
+
+def swapped(path: Path, other: Path) -> None:
+    shutil.copyfile(other, path)
+
+
+DAMAGES: tuple[Callable[[Path, Path], None], ...] = (truncated, flipped, deleted, swapped)
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory, base_folder, task_folder) -> Path:
+    """A finished run with another seed."""
+    values = small_run(base_folder, task_folder, tmp_path_factory.mktemp("other") / "out")
+    pipeline.run(RunConfig.from_dict({**values, "seed": 5}), say=lambda message: None)
+    return Path(values["output_dir"])
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the names of all files of a run that damage is to be found in."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [name for name in names if not name.endswith(".lock") and not name.startswith(NOT_READ)]
+
+
+def counterpart(name: str, other: Path) -> Path:
+    """Return the file of another run that has a name, or of which the shard begins with the same sample."""
+    start = name.rsplit("-", 1)[0] if name.endswith(".arrow") else name
+    return next(other.glob(f"{start}*"), other / "selection.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_file(damage, finished_run, other_run, base_folder, task_folder, tmp_path):
+    for number, name in enumerate(files_of(finished_run)):
+        if name.split("/")[-1].startswith(("trainer_state", "scheduler", "optimizer", "rng_state", "training_args")):
+            continue  # of kept checkpoints: only an interrupted training reads them
+        check(damage, name, finished_run, other_run, small_run(base_folder, task_folder, tmp_path / str(number)))
+        shutil.rmtree(tmp_path / str(number))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (flipped, "run.json"),
+        (deleted, "run.json"),
+        (swapped, "run.json"),
+        (flipped, "meta/adapter_model.safetensors"),
+        (truncated, "meta/checkpoint-2/adapter_model.safetensors"),
+        (deleted, "meta/meta.json"),
+        (swapped, "gradients/checkpoint-3/manifest.json"),
+        (flipped, "known_loss.json"),
+        (swapped, "selection.json"),
+        (flipped, "estimates.parquet"),
+        (flipped, "compare/all-tasks/adapter_model.safetensors"),
+        (swapped, "final/adapter_model.safetensors"),
+        (flipped, "final/evaluation.json"),
+        (truncated, "final/README.md"),
+        (flipped, "plots/selection.png"),
+    ],
+)
+def test_files_of_every_stage(damage, name, finished_run, other_run, base_folder, task_folder, tmp_path):
+    check(damage, name, finished_run, other_run, small_run(base_folder, task_folder, tmp_path / "out"))
+
+
+def check(damage, name: str, finished: Path, other: Path, values: dict) -> None:
+    """Damage a file of a copy: a command must name it, and with --repair make again what depends on it, and no more."""
+    out = Path(shutil.copytree(finished, values["output_dir"]))
+    damage(out / name, counterpart(name, other))
+    if damage is swapped and (out / name).read_bytes() == (finished / name).read_bytes():
+        return
+    said: list[str] = []
+    if name.startswith(COSTLY) and (damage is not deleted or name.count("/") > 1):
+        with pytest.raises(TaskSelectionError) as refused:
+            pipeline.run(RunConfig.from_dict(values), say=said.append)
+        assert name.split("/")[-1] in str(refused.value), (name, damage)
+        assert "repair" in str(refused.value) or "delete" in str(refused.value), (name, damage)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        pipeline.run_all(Run(RunConfig.from_dict(values), said.append, repair=True))
+    heard = [*said, *(str(warning.message) for warning in warned)]
+    assert name.startswith("gradients") or any(name.split("/")[-1] in line for line in heard), (name, damage, heard)
+    assert_same_result(out, finished, ("selection.json", "known_loss.json", "affinity.json"))
+    before, after = (read_json(folder / "run.json")["stages"] for folder in (finished, out))
+    again = {stage for stage in after if after[stage] != before[stage]}
+    allowed = next((stages for start, stages in STAGE_OF.items() if name.startswith(start)), set())
+    assert again <= allowed, (name, damage)
