@@ -118,7 +118,7 @@ def test_files_of_every_stage(damage, name, finished_run, other_run, base_folder
 
 
 def check(damage, name: str, finished: Path, other: Path, values: dict) -> None:
-    """Damage a file of a copy: a command must name it, and with --repair make again what depends on it, and no more."""
+    """Damage a file of a copy: a command must name it, and with --repair make again what depends on it, no more."""
     out = Path(shutil.copytree(finished, values["output_dir"]))
     damage(out / name, counterpart(name, other))
     if damage is swapped and (out / name).read_bytes() == (finished / name).read_bytes():
