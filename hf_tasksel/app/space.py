@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -122,5 +123,18 @@ def fetch_model(repo_id: str, api: HfApi) -> Path:
         raise TaskSelectionError(f"{store_repo_id!r} says nothing of its run: push again with this version")
     folder = Path(tempfile.mkdtemp(prefix="hf-tasksel-app-"))
     shutil.copytree(evidence, folder, dirs_exist_ok=True)
-    copy_store(store.path, folder / read_json(evidence / STORES_FILE)["stores"][0])
+    copy_store(store.path, folder / store_name(evidence / STORES_FILE))
     return folder
+
+
+def store_name(path: Path) -> str:
+    """Read where in a run's folder a pushed store lay.
+
+    Raises:
+        TaskSelectionError: for anything else, such as a path that leads elsewhere.
+    """
+    stores = read_json(path).get("stores")
+    name = stores[0] if isinstance(stores, list) and stores else None
+    if not isinstance(name, str) or not re.fullmatch(r"gradients/checkpoint-\d+", name):
+        raise TaskSelectionError(f"{path} does not name a gradient store: {name!r}")
+    return name

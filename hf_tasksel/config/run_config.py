@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,9 @@ SILENT = {
 }
 
 
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
 @dataclass(kw_only=True)
 class RunConfig(ModelConfig, DataConfig):
     """Everything one run needs; see `docs/configuration.md` for a commented example.
@@ -97,6 +101,7 @@ class RunConfig(ModelConfig, DataConfig):
         Raises:
             ConfigError: for an unknown key (the nearest known one is named), a missing one, or a wrong type.
         """
+        refuse_tokens(values)
         config = build_dataclass(cls, values, where="")
         for section in ("meta", "fine_tuning"):
             for key in ("max_steps", "num_train_epochs"):
@@ -129,6 +134,8 @@ class RunConfig(ModelConfig, DataConfig):
             raise ConfigError(f"{path} could not be read: {error}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise ConfigError(f"{path} is nested too deeply") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold a mapping of configuration keys")
         for key, value in parse_overrides(overrides or []):
@@ -206,6 +213,23 @@ class RunConfig(ModelConfig, DataConfig):
     def checkpoint(self) -> str:
         """The meta checkpoint that estimates expand at."""
         return str(self.estimator.checkpoint or self.gradients.checkpoints[0])
+
+
+def refuse_tokens(values: Any, where: str = "") -> None:
+    """Refuse a token of the Hub anywhere in a configuration.
+
+    Raises:
+        ConfigError: naming the key, never the token.
+    """
+    is_token = isinstance(values, str) and TOKEN.search(values)
+    if is_token or (values and where.rpartition(".")[2] in ("hub_token", "push_to_hub_token")):
+        raise ConfigError(
+            f"{where} holds a token, and configurations are kept and pushed: take it out, and run `hf auth login` or "
+            "set HF_TOKEN"
+        )
+    parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in parts:
+        refuse_tokens(value, f"{where}.{key}" if where else str(key))
 
 
 def audible(section: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message
+
 
 class TaskSelectionError(ValueError):
-    """Base of every error raised on purpose; the command line prints it in one line and exits with 2."""
+    """Base of every error raised on purpose; the command line prints it in one line and exits with 2.
+
+    Messages repeat what users gave: control characters in it are escaped, and what is too long to read is shortened.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(TaskSelectionError):
@@ -28,6 +36,17 @@ class StoreError(TaskSelectionError):
 
 class NonFiniteError(TaskSelectionError):
     """A loss or gradient is not a finite number; the message names the sample."""
+
+
+def one_line(text: str) -> str:
+    """Return text without characters that would break a line, steer a terminal, or not be encoded; at most `LONGEST`.
+
+    >>> one_line("a\\nb")
+    'a\\\\nb'
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from .errors import TaskSelectionError
 
 EMBEDDED_PREFIX = "embedded:"
+MOST_BYTES = 1 << 28  # of a JSON file
 SECONDS_ABANDONED = 60.0  # without a change; another machine may write here, too
 
 
@@ -70,12 +71,16 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        TaskSelectionError: when it cannot be read or is not JSON.
+        TaskSelectionError: when it cannot be read, is not JSON, or is larger than anything that is written here.
     """
     try:
+        if (size := os.path.getsize(path)) > MOST_BYTES:
+            raise TaskSelectionError(f"{path} has {size:,} bytes of JSON, more than {MOST_BYTES:,}: it is not read")
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise TaskSelectionError(f"{path} is not valid JSON ({error.msg} at line {error.lineno})") from None
+    except RecursionError:
+        raise TaskSelectionError(f"{path} is not valid JSON (nested too deeply)") from None
     except UnicodeDecodeError as error:
         raise TaskSelectionError(f"{path} is not valid JSON (not UTF-8 text at byte {error.start})") from None
     except OSError as error:

@@ -15,8 +15,21 @@ from .errors import ConfigError, did_you_mean
 TRAINING_KEYS = ("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "bf16", "sampler")
 
 
+MOST_NODES = 100_000  # of a document, with its aliases written out: every one of them is visited
+
+
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML as `yaml.safe_load` does, but a key that occurs twice is an error instead of the last one winning."""
+    """Reads YAML as `yaml.safe_load` does, but for two errors.
+
+    A key that occurs twice is one, instead of the last one winning; aliases that make a document endless are another.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and written_out(node, {}) > MOST_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "aliases make this document too large")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build one mapping."""
@@ -26,6 +39,21 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 None, None, f"the key {twice!r} occurs twice in one mapping", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+def written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return how many nodes a node has with its aliases written out; infinitely many where it holds itself.
+
+    Args:
+        node: of a document.
+        known: node -> what is known of it already.
+    """
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(written_out(part, known) for part in inner)
+    return known[id(node)]
 
 
 def build_dataclass(cls: Any, values: Any, where: str) -> Any:
@@ -94,8 +122,8 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
                 raise ConfigError(f"override --{key} has no value")
             value = rest.pop(0)
         try:
-            pairs.append((key, yaml.safe_load(value)))
-        except yaml.YAMLError:
+            pairs.append((key, yaml.load(value, UniqueKeyLoader)))
+        except (yaml.YAMLError, RecursionError):
             pairs.append((key, value))
     return pairs
 

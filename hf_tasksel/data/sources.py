@@ -181,11 +181,24 @@ def load_file(path: str, loader: str, task: str, split: str = "train") -> Datase
         raise DataError(f"task {task!r}: the file {path!r} has no split {split!r}: its rows are all `train`")
     if not os.path.isfile(path):
         raise DataError(f"task {task!r}: there is no file {path!r} (relative to {os.getcwd()})")
+    if loader == "json" and starts_with_null(path):
+        raise DataError(f"task {task!r}: {path} could not be read: its first row is not a JSON object")
     try:
         return load_dataset(loader, data_files=path, split=split)
     except Exception as error:
         blame = blame_json_line(path) if loader == "json" else None
         raise DataError(f"task {task!r}: {path} could not be read: {blame or first_line(error)}") from error
+
+
+def starts_with_null(path: str) -> bool:
+    """Say whether a JSON file's first value is `null`: pyarrow's reader ends the whole process there."""
+    try:
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+            while (start := file.read(4096)) and not start.strip():
+                pass
+            return start.lstrip().startswith(b"null")
+    except (OSError, EOFError, zlib.error):  # the reader says what is wrong with it
+        return False
 
 
 def blame_json_line(path: str) -> str | None:

@@ -38,6 +38,8 @@ class Materials:
         self._say = say
         self._record = record
         folder = Path(config.output_dir)
+        if config.trust_remote_code:
+            say(f"code from {config.model_name_or_path} runs with your rights: trust_remote_code is set")
         self.is_encoder_decoder = bool(load_model_config(config).is_encoder_decoder)
         self.lora: LoraConfig = lora_config(config, self.is_encoder_decoder)
         # Building the arguments also starts the process group of a distributed launch.

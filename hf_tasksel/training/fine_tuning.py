@@ -27,13 +27,12 @@ from transformers import (
 
 from ..core.errors import ConfigError, DataError, did_you_mean
 from ..core.files import resolve_path
-from ..core.interruption import saves_first
 from ..data.formatting import tokenize_rows
 from ..data.tasks import combine_tasks, task_names
 from ..selection.mixture import MixtureResult
 from ..selection.result import SelectionResult
 from .models import DEFAULT_LORA
-from .resumable import Resumable
+from .resumable import go_on
 from .step_bar import show_progress
 
 
@@ -107,10 +106,8 @@ def fine_tune(
         peft_config = LoraConfig(**DEFAULT_LORA, task_type=task_type)
     trainer = make_trainer(base, args, rows, tokenizer, peft_config)
     show_progress(trainer, f"fine-tuning on {len(chosen)} tasks")
-    trainer.add_callback(Resumable())
     started = time.perf_counter()
-    with saves_first():
-        trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    go_on(trainer, resume_from_checkpoint)
     seconds = time.perf_counter() - started
     output_dir = Path(args.output_dir)
     # gathered on every rank where parameters are sharded; save_model would add a pickle of the arguments

@@ -22,6 +22,7 @@ from transformers import (
 from ..core.errors import ConfigError, ModelError, did_you_mean
 from ..core.files import resolve_path
 from ..core.values import keyword_arguments
+from .adapters import ADAPTER_FILE
 from .config import ModelConfig
 
 DEFAULT_LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -112,6 +113,8 @@ def from_pretrained(cls: Any, config: ModelConfig, **options: Any) -> Any:
         )
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "custom code" in reason:
+            reason = "it comes with code of its own: read it, and set trust_remote_code if you trust it"
         raise ModelError(f"model {config.model_name_or_path!r} could not be loaded: {reason}") from error
 
 
@@ -145,8 +148,12 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, is_trainable: bool =
     """Load a saved adapter on top of a base.
 
     Raises:
-        ModelError: when the folder holds none.
+        ModelError: when the folder holds none, or only one that is a pickle.
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ModelError(f"there is no adapter at {folder}: run the stage that makes it first")
+    if not (Path(folder) / ADAPTER_FILE).is_file():
+        raise ModelError(
+            f"the adapter at {folder} has no {ADAPTER_FILE}: pickles are not read, save it as safetensors"
+        )
     return PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)

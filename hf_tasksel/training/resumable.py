@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -11,7 +12,22 @@ from transformers import TrainerCallback
 
 from ..core.checksums import is_sealed, seal
 from ..core.distributed import barrier, distributed_rank
-from ..core.interruption import want_stop, wanted_stop
+from ..core.errors import ModelError
+from ..core.interruption import saves_first, want_stop, wanted_stop
+
+
+def go_on(trainer: Any, checkpoint: str | None) -> None:
+    """Train, from a checkpoint if there is one; a signal saves what is done first.
+
+    Raises:
+        ModelError: for a checkpoint with a pickle that is not just tensors: it is not executed.
+    """
+    trainer.add_callback(Resumable())
+    try:
+        with saves_first():
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except UnpicklingError as error:
+        raise ModelError(f"{checkpoint} holds a pickle that runs code: delete it, it was not written here") from error
 
 
 class Resumable(TrainerCallback):

@@ -118,6 +118,15 @@ def test_every_file_kind_gives_the_same_rows(extension, run_values, tmp_path):
     assert len(splits.train) == 6
 
 
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.json", "mine.jsonl.gz"])
+def test_a_json_file_that_begins_with_null_does_not_end_the_process(name, run_values, tmp_path):
+    """pyarrow's reader does that."""
+    content = b'\n null\n{"question": "a", "answer": "b"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match="first row is not a JSON object"):
+        load(run_values, tasks={"mine": {"dataset": str(tmp_path / name)}})
+
+
 def test_plain_text_has_a_row_per_line_and_all_of_it_is_learned(run_values, tmp_path):
     path = tmp_path / "lines.txt"
     path.write_text("red then blue\nblue then red\n")

@@ -53,6 +53,10 @@ def test_a_run_is_pushed_from_the_command_line_and_used_from_the_hub(run_values,
         assert hub.token.encode() not in content
         assert str(tmp_path).encode() not in content  # no folder of this machine either
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    kept = [path for path in Path(run_values["output_dir"]).rglob("*") if path.is_file()]
+    assert [path for path in kept if path.name == "training_args.bin"]
+    for content in (*(path.read_bytes() for path in kept), done.stdout.encode(), done.stderr.encode()):
+        assert hub.token.encode() not in content
 
     adapter = f"{run_values['output_dir']}/final/adapter_model.safetensors"
     use = [sys.executable, "-c", USE, run_values["model_name_or_path"], adapter]

@@ -21,6 +21,7 @@ import pyarrow as pa
 from ...core.errors import StoreError, TaskSelectionError
 from ...core.files import read_json
 from ...core.fingerprints import value_fingerprint
+from .compression import is_compressed
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -177,21 +178,29 @@ def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
     """Memory-map one shard.
 
     Raises:
-        StoreError: when it is missing, is not an Arrow stream, or belongs to another store.
+        StoreError: when it is missing, is not a plain Arrow stream, or belongs to another store.
     """
     try:
         with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_stream(source).read_all()
+            reader = pa.ipc.open_stream(source)
+            if not reader.schema.equals(schema, check_metadata=True):
+                raise StoreError(
+                    f"the shard {path} is of another model, adapter, projection or data than its store: use another "
+                    "output folder, or delete this one"
+                )
+            refuse_compression(path)
+            table = reader.read_all()
     except FileNotFoundError:
         raise StoreError(f"the gradient store lacks the shard {path}: {REMEDY}") from None
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"the shard {path} is damaged ({error}): {REMEDY}") from None
-    if not table.schema.equals(schema, check_metadata=True):
-        raise StoreError(
-            f"the shard {path} is of another model, adapter, projection or data than its store: use another output "
-            "folder, or delete this one"
-        )
     return table
+
+
+def refuse_compression(path: Path) -> None:
+    """Raise `StoreError` for a shard that would grow when it is read: shards are mapped as they lie on disk."""
+    if is_compressed(path):
+        raise StoreError(f"the shard {path} is compressed, which no store is: it is not read")
 
 
 WHOLE: set[tuple[str, int, int]] = set()  # shards that this process has found whole: path, size, time of change

@@ -10,12 +10,11 @@ from transformers import DataCollatorForSeq2Seq
 
 from ...core.files import write_json
 from ...core.fingerprints import value_fingerprint
-from ...core.interruption import saves_first
 from ...gradients.checkpoints import checkpoint_step
 from ...gradients.preconditioning import MOMENTS_FILE
 from ...training.adapters import ADAPTER_FILE
 from ...training.models import add_lora
-from ...training.resumable import Resumable
+from ...training.resumable import go_on
 from ...training.step_bar import show_progress
 from ...training.trainer import Seq2SeqTaskSelectionTrainer, TaskSelectionTrainer
 from ..context import Run
@@ -47,11 +46,8 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
         processing_class=materials.tokenizer,
     )
     show_progress(trainer, "meta training")
-    trainer.add_callback(Resumable())
     kept = {c: checkpoint_step(c, training_steps(args, len(rows["train"]))) for c in args.meta_checkpoints}
-    with saves_first():
-        start = last_checkpoint(run, folder, resume_key(run, piece), [*kept.values()])
-        trainer.train(resume_from_checkpoint=start)
+    go_on(trainer, last_checkpoint(run, folder, resume_key(run, piece), [*kept.values()]))
     metrics = trainer.evaluate()
     trainer.save_model()
     if args.save_strategy == "no":
