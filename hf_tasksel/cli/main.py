@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import ConfigError, TaskSelectionError
+from safetensors import SafetensorError
+
+from ..core.errors import ConfigError, TaskSelectionError, disk_problem
 from ..core.interruption import Stopped, stop_on_signals
 from ..core.quiet import quiet_libraries
 from .parser import STAGES, make_parser
@@ -28,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dispatch(options, rest)
     except TaskSelectionError as error:
         print(f"hf-tasksel: error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if (problem := disk_problem(error)) is None:
+            raise
+        print(f"hf-tasksel: error: {problem}; mend that, and the same command goes on from here", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
         print("hf-tasksel: interrupted; the same command goes on from here", file=sys.stderr)

@@ -179,6 +179,8 @@ class RunConfig(ModelConfig, DataConfig):
             ConfigError: for an unknown name.
         """
         wanted = self.fine_tuning.get("compare_with", list(COMPARISONS)) or []
+        if not isinstance(wanted, list):
+            raise ConfigError(f"fine_tuning.compare_with must be a list of {list(COMPARISONS)}, not {wanted!r}")
         unknown = [name for name in wanted if name not in COMPARISONS]
         if unknown:
             raise ConfigError(f"fine_tuning.compare_with: {unknown[0]!r} is not one of {list(COMPARISONS)}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 LONGEST = 2000  # characters of a message
 
 
@@ -47,6 +49,20 @@ def one_line(text: str) -> str:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """Say in a few words what is wrong with the disk, where an error is about that; None for other errors.
+
+    Libraries that write from C++ and Rust name no error number.
+    """
+    if isinstance(error, OSError) and error.errno in DISK:
+        place = f"cannot write {error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}"
+    text = str(error)
+    if any(words in text for words in ("No space left on device", "file write failed", "StorageFull")):
+        return "no space left on the disk"
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -25,6 +25,8 @@ def find_part(name: str, known: Mapping[str, Any], option: str) -> Any:
     Raises:
         ConfigError: when there is no such part (the nearest name is given), or it cannot be imported.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"{option} must be a name, not {name!r}")
     if name in known:
         return known[name]
     if ":" in name:

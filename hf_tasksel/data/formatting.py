@@ -7,9 +7,10 @@ a conversation consists of, and the choices of its task).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,13 +94,36 @@ def format_rows(
             )
         return canonical(as_chat(found, format) if chat else found, loss, truncation)
 
-    return dataset.map(
-        convert,
-        with_indices=True,
-        remove_columns=[name for name in dataset.column_names if name not in keep],
-        features=type(CANONICAL_FEATURES)({**{n: dataset.features[n] for n in keep}, **CANONICAL_FEATURES}),
-        desc=f"format {task}",
-    )
+    with readable_text(dataset, f"task {task!r}"):
+        return dataset.map(
+            convert,
+            with_indices=True,
+            remove_columns=[name for name in dataset.column_names if name not in keep],
+            features=type(CANONICAL_FEATURES)({**{n: dataset.features[n] for n in keep}, **CANONICAL_FEATURES}),
+            desc=f"format {task}",
+        )
+
+
+@contextlib.contextmanager
+def readable_text(dataset: Dataset, where: str) -> Iterator[None]:
+    """Turn text that is not Unicode into a `DataError` that names its row."""
+    try:
+        yield
+    except UnicodeError as error:
+        row = next((i for i in range(len(dataset)) if not is_unicode(dataset, i)), None)
+        raise DataError(
+            f"{where}, row {row}: its text is not Unicode ({error.reason if hasattr(error, 'reason') else error}): "
+            "save the file as UTF-8, or leave the row out"
+        ) from error
+
+
+def is_unicode(dataset: Dataset, row: int) -> bool:
+    """Say whether a row's text can be read and written."""
+    try:
+        json.dumps(dataset[row], ensure_ascii=False, default=str).encode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def make_reader(cls: type[RowFormat], template: str | None, task: str) -> RowFormat:
@@ -205,7 +229,8 @@ def encode_rows(
             raise DataError(f"{where}, row {index}: {error}") from error
 
     text_columns = [c for c in CANONICAL_FEATURES if c in dataset.column_names]
-    return dataset.map(convert, with_indices=True, remove_columns=text_columns, desc="tokenize")
+    with readable_text(dataset, "the dataset"):
+        return dataset.map(convert, with_indices=True, remove_columns=text_columns, desc="tokenize")
 
 
 def recognised(dataset: Dataset) -> Dataset:

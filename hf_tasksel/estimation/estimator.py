@@ -18,6 +18,7 @@ from .calibration import Calibration
 from .known_level import KnownLevel
 from .response import ResponseEstimate
 from .statistics import DevStatistics, dev_statistics, task_codes
+from .subsets import are_name_lists
 from .surrogate import Surrogate
 from .surrogates import surrogate_classes
 
@@ -342,7 +343,7 @@ class SubsetEstimator(BaseEstimator):
             weights = subsets.astype(np.float64)
         else:
             index = {name: i for i, name in enumerate(self.task_names_)}
-            if isinstance(subsets, str) or any(isinstance(subset, str) for subset in subsets):
+            if not are_name_lists(subsets):
                 raise DataError(f"subsets must be a list of lists of task names, such as [{self.task_names_[:2]}]")
             weights = np.zeros((len(subsets), len(index)))
             for row, subset in zip(weights, subsets, strict=True):

@@ -181,9 +181,9 @@ def dev_statistics(
         DataError: when a target has no dev samples, or weights are not positive.
         StoreError: when the store does not hold those gradients.
     """
-    total = sum(targets.values())
-    if not targets or min(targets.values()) <= 0:
+    if not targets or not all(isinstance(w, int | float) and 0 < w < np.inf for w in targets.values()):
         raise DataError(f"targets need positive weights, not {dict(targets)}")
+    total = sum(targets.values())
     parts = [dev_rows(store, target) for target in targets]
     shares = [
         weight / total * store.num_tokens[rows] / store.num_tokens[rows].sum()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,3 +46,10 @@ def subset_sizes(tasks: Sequence[str]) -> list[int]:
 def num_subsets(tasks: Sequence[str]) -> int:
     """Return how many different subsets of these sizes there are."""
     return sum(math.comb(len(tasks), size) for size in set(subset_sizes(tasks)))
+
+
+def are_name_lists(subsets: Any) -> bool:
+    """Say whether subsets are a collection of collections of names, and not names themselves or anything else."""
+    if isinstance(subsets, str) or not isinstance(subsets, Collection):
+        return False
+    return all(isinstance(subset, Collection) and not isinstance(subset, str | bytes) for subset in subsets)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-from ..core.errors import DataError, ModelError
+from ..core.errors import DataError, ModelError, NonFiniteError
 from .objective import IGNORE_INDEX, SampleObjectives, sample_objectives, shifted, shifts_labels
 from .samples import SIDE_COLUMNS
 
@@ -36,6 +36,13 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
+def refuse_non_finite(model: nn.Module) -> None:
+    """Raise `NonFiniteError` naming the first trainable parameter that is not finite; FSDP2 ranks call it together."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and not bool(torch.isfinite(whole(p.detach())).all()):
+            raise NonFiniteError(f"the parameter {name!r} is not finite: the training diverged, lower learning_rate")
+
+
 def check_adapter(model: nn.Module) -> None:
     """Refuse models whose LoRA gradients do not exist or would be zero in one factor of every layer.
 
@@ -44,7 +51,9 @@ def check_adapter(model: nn.Module) -> None:
     Raises:
         ModelError: without trainable LoRA parameters, or when the factor that starts at zero (lora_B, and lora_A of an
             embedding) is still zero in every layer: a fresh adapter.
+        NonFiniteError: naming a parameter that is not finite.
     """
+    refuse_non_finite(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not any("lora_" in name for name in trainable):
         raise ModelError(

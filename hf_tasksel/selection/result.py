@@ -95,7 +95,7 @@ class SelectionResult:
         try:
             arguments["path"] = with_gains([SelectionStep(**step) for step in values.get("path", [])])
             return cls(**arguments)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise TaskSelectionError(f"this is not a selection: {error}") from None
 
     def save(self, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from ..core.checksums import is_sealed, seal
 from ..core.distributed import barrier, distributed_rank
 from ..core.errors import ModelError
 from ..core.interruption import saves_first, want_stop, wanted_stop
+from ..gradients.model import refuse_non_finite
 
 
 def go_on(trainer: Any, checkpoint: str | None) -> None:
@@ -21,6 +22,7 @@ def go_on(trainer: Any, checkpoint: str | None) -> None:
 
     Raises:
         ModelError: for a checkpoint with a pickle that is not just tensors: it is not executed.
+        NonFiniteError: for a training that diverged; Trainer logs no loss that would show it.
     """
     trainer.add_callback(Resumable())
     try:
@@ -28,6 +30,7 @@ def go_on(trainer: Any, checkpoint: str | None) -> None:
             trainer.train(resume_from_checkpoint=checkpoint)
     except UnpicklingError as error:
         raise ModelError(f"{checkpoint} holds a pickle that runs code: delete it, it was not written here") from error
+    refuse_non_finite(trainer.model)
 
 
 class Resumable(TrainerCallback):

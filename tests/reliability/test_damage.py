@@ -26,6 +26,7 @@ NOT_READ = (  # by anything after the stage that wrote it
     "meta/chat_template.jinja",
     "gradients/checkpoint-2/statistics",  # a cache: made again in silence
     "compare/all-tasks/README.md",
+    ".run.json.copy",  # written again with the record
 )
 STAGE_OF = {  # start of a name -> stages that may be made again when it is damaged
     "meta/": {"meta"},

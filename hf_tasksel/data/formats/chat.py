@@ -148,18 +148,19 @@ class ChatEncoder:
 
     def text(self, talk: Conversation, turns: list[Message], prompt: bool = False) -> str:
         """Return some messages as the template writes them."""
-        return str(self.apply(talk, turns, tokenize=False, add_generation_prompt=prompt))
+        found = str(self.apply(talk, turns, tokenize=False, add_generation_prompt=prompt))
+        if not found.isascii() and any("\ud800" <= letter <= "\udfff" for letter in found):
+            raise DataError("the chat template writes half a character: mend or leave out the row")
+        return found
 
     def apply(self, talk: Conversation, turns: list[Message], **options: Any) -> Any:
         """Apply the chat template."""
-        from jinja2 import TemplateError
-
         options = {"tools": talk.tools, **talk.template_options, **options}
         if options["tokenize"]:
             options["return_dict"] = True
         try:
             return self.tokenizer.apply_chat_template(turns, **options)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # a template is a program of somebody else's
             raise DataError(
                 f"the chat template does not take a conversation ({error}): mend or leave out the row"
             ) from error
@@ -190,7 +191,11 @@ def marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
             marked = trl_templates.get_training_chat_template(tokenizer) or own
         except ValueError:  # TRL has none for this one
             return None
-    if not trl_templates.is_chat_template_stop_token_trained(tokenizer, chat_template=marked):
+    try:
+        stops = trl_templates.is_chat_template_stop_token_trained(tokenizer, chat_template=marked)
+    except Exception as error:  # a template is a program of somebody else's
+        raise DataError(f"the chat template fails ({error}): give the base another one") from error
+    if not stops:
         raise DataError(
             "the chat template marks assistant turns without the token that ends them, so that the model would not "
             "learn to stop: give it a template that does, or set `loss` to last or all"

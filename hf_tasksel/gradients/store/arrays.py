@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def as_strings(name: str, values: Any) -> list[str]:
     for row, value in enumerate(column):
         if not isinstance(value, str):
             raise StoreError(f"from_arrays: {name} of row {row} is {value!r}, not a string")
+        if re.search("[\ud800-\udfff]", value):
+            raise StoreError(f"from_arrays: {name} of row {row} is {value!r}, which holds half a character")
     return [str(value) for value in column]
 
 
