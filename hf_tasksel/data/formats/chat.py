@@ -189,7 +189,7 @@ def marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not MARKS.search(own):
         try:
             marked = trl_templates.get_training_chat_template(tokenizer) or own
-        except ValueError:  # TRL has none for this one
+        except Exception:  # TRL has none for this one, or it fails: then it fails on the rows, too
             return None
     try:
         stops = trl_templates.is_chat_template_stop_token_trained(tokenizer, chat_template=marked)
