@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ..core.files import read_json
+from ..core.version import refuse_newer
 from ..estimation.comparison import Verification
 from ..estimation.fidelity import Fidelity
 from ..selection.analysis.grouping import TaskAffinity
@@ -105,7 +106,12 @@ def optional(path: Path) -> Any:
 
 
 def read_verification(values: dict[str, Any]) -> Verification:
-    """Rebuild what `Verification.to_dict` gave."""
+    """Rebuild what `Verification.to_dict` gave.
+
+    Raises:
+        TaskSelectionError: when it is of a newer version.
+    """
+    refuse_newer(values, VERIFICATION_FILE)
     known = {f.name for f in fields(Fidelity)}
     arguments: dict[str, Any] = {f.name: values[f.name] for f in fields(Verification)}
     for name in ("first_order", "after_calibration"):

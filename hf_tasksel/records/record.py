@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ..core.checksums import checksums, differing, read_sealed, write_sealed
 from ..core.distributed import barrier, distributed_rank
 from ..core.errors import ConfigError, TaskSelectionError
+from ..core.version import refuse_newer
 
 RUN_FILE = "run.json"
 COPY_FILE = ".run.json.copy"  # for when the other is damaged
@@ -185,11 +186,7 @@ def stored_record(output_dir: Path) -> dict[str, Any] | None:
     if path.name != RUN_FILE:
         problem = (problems or [f"{output_dir / RUN_FILE} is missing or of another run"])[0]
         warnings.warn(f"{problem}; its copy {COPY_FILE} is used", stacklevel=2)
-    if found[path].get("format_version", 1) > FORMAT_VERSION:
-        raise TaskSelectionError(
-            f"{path} has format version {found[path]['format_version']}, this version of hf_tasksel reads "
-            f"{FORMAT_VERSION}: use the newer one that wrote it"
-        )
+    refuse_newer(found[path], str(path), FORMAT_VERSION)
     return found[path]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core.errors import ConfigError, TaskSelectionError
 from ..core.files import file_in, read_json, write_json
+from ..core.version import refuse_newer
 from ..estimation.estimator import SubsetEstimator
 from .dataset_mixture import MAX_REPEATS, Datasets, dataset_mixture
 from .greedy import forward_selection
@@ -57,8 +58,9 @@ class MixtureResult:
         """Rebuild a result from plain values.
 
         Raises:
-            TaskSelectionError: when a field is missing.
+            TaskSelectionError: when a field is missing, or it is of a newer version.
         """
+        refuse_newer(values, "this mixture")
         known = {f.name for f in fields(cls)}
         try:
             return cls(**{key: value for key, value in values.items() if key in known})

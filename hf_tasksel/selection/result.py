@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.errors import TaskSelectionError
 from ..core.files import file_in, read_json, write_json
+from ..core.version import refuse_newer
 from .dataset_mixture import Datasets, dataset_mixture
 
 SELECTION_FILE = "selection.json"
@@ -88,8 +89,9 @@ class SelectionResult:
         """Rebuild a result from plain values, also from those of older versions, which lack the later fields.
 
         Raises:
-            TaskSelectionError: when a field is missing.
+            TaskSelectionError: when a field is missing, or it is of a newer version.
         """
+        refuse_newer(values, "this selection")
         known = {f.name for f in fields(cls)}
         arguments = {key: value for key, value in values.items() if key in known}
         try:

@@ -12,6 +12,7 @@ from conftest import small_run
 from hf_tasksel import GradientStore, SelectionResult
 from hf_tasksel.cli import main as cli
 from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.pipeline import pipeline, true_runs
 from hf_tasksel.pipeline.context import Run
 from hf_tasksel.pipeline.verification import verify
@@ -78,3 +79,20 @@ def test_true_runs_of_0_1_0_and_of_now_calibrate_together(old_run, monkeypatch):
     subsets, _ = true_losses(run.output_dir, run.config)
     assert len(subsets) == 3
     assert {tuple(tasks) for tasks in trained} <= {tuple(tasks) for tasks in subsets}
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("run.json", read_run),
+        ("selection.json", SelectionResult.load),
+        ("verification.json", read_run),
+        ("gradients/checkpoint-2/manifest.json", lambda folder: GradientStore(folder / "gradients/checkpoint-2")),
+    ],
+)
+def test_what_a_newer_version_wrote_is_refused_in_a_sentence(name, read, tmp_path):
+    out = Path(shutil.copytree(FIXTURE, tmp_path / "out"))
+    values = json.loads((out / name).read_text())
+    (out / name).write_text(json.dumps({**values, "format_version": 99}))
+    with pytest.raises(TaskSelectionError, match="format version 99, this version"):
+        read(out)

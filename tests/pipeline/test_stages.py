@@ -174,3 +174,9 @@ def test_a_folder_that_nobody_prepared_gives_a_result(run_values, tmp_path):
     report = json.loads((Path(run_values["output_dir"]) / "run.json").read_text())["data"]
     assert report["empty_completions"] == {"a.b-c d": 1}
     assert report["truncated"] == {"$math_{x}": 1}
+
+
+def test_the_same_seed_gives_the_same_selection_byte_for_byte(finished_run, run_values):
+    run(run_values)
+    for name in ("selection.json", "known_loss.json", "affinity.json"):
+        assert (Path(run_values["output_dir"]) / name).read_bytes() == (finished_run / name).read_bytes(), name
