@@ -4,6 +4,7 @@ quality:  ## what must hold before a change is accepted
 	ruff format --check .
 	ruff check .
 	mypy
+	python tests/audit.py
 
 style:  ## repair what can be repaired
 	ruff check --fix .

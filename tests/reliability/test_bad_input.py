@@ -20,18 +20,20 @@ def world(base_folder, task_folder, finished_run, tmp_path_factory) -> World:
     return World.of(base_folder, task_folder, finished_run, scratch, values)
 
 
-def try_all(kind: str, numbers: range, world: World) -> None:
+def try_all(kind: str, numbers: range, world: World) -> int:
+    """Try cases; returns how many were refused."""
     before = sorted(Path.cwd().iterdir())
-    failed = []
+    failed, refused = [], 0
     for number in numbers:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                try_case(kind, number, world)
+                refused += try_case(kind, number, world)
         except Exception as error:
             failed.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:300]!r}")
     assert not failed, "\n".join(failed[:20])
     assert sorted(Path.cwd().iterdir()) == before, "nothing is written outside of the output folder"
+    return refused
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,5 +43,6 @@ def test_a_few_cases(kind, world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_cases(kind, world):
-    try_all(kind, range(FEW, MANY), world)
+def test_many_cases(kind, world, record_property):
+    record_property("refused", try_all(kind, range(FEW, MANY), world))
+    record_property("cases", MANY - FEW)
