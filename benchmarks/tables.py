@@ -341,7 +341,54 @@ def decisions(study: str) -> str:
     return markdown(header, rows, f"decisions_{study}")
 
 
+def reliability() -> str:
+    """How often promises were tried, and kept."""
+    found, soak = result("reliability"), result("soak")
+    tests = found["tests"]
+    large = tests["test_large"]["measured"]
+    million, first, last = (
+        large["test_a_million_rows_within_four_gigabytes"],
+        soak["second_quarter"],
+        soak["last_quarter"],
+    )
+    rows = [
+        [
+            "runs that were ended and went on",
+            f"{found['trials']}",
+            f"{found['survived']} with the result of a whole run",
+        ],
+        ["files damaged in four ways", f"{tests['test_damage']['files']}", all_passed(tests["test_damage"])],
+        ["ranks that died, or were told to end", "4", all_passed(tests["test_ranks"])],
+        [
+            "cases of bad input",
+            f"{tests['test_bad_input']['cases']:,}",
+            f"{tests['test_bad_input']['refused']:,} refused; {all_passed(tests['test_bad_input'])}",
+        ],
+        ["numbers at the edge", f"{tests['test_numbers']['passed']} tests", all_passed(tests["test_numbers"])],
+        [
+            "a store of a million rows",
+            "1",
+            f"{million['seconds']:.0f} s, {million['gigabytes']:.1f} GB, selection included",
+        ],
+        [
+            "runs in one process, one after another",
+            f"{soak['runs']} in {soak['measured'][-1]['minutes']:.0f} minutes",
+            f"{first['megabytes']:.0f} MB and {first['open_files']:.0f} open files in the second quarter of the time, "
+            f"{last['megabytes']:.0f} MB and {last['open_files']:.0f} in the last",
+        ],
+    ]
+    commands = f"`{found['command']}` and `{soak['command']}`"
+    files = "`benchmarks/results/reliability.json` and `soak.json`"
+    return f"{table(['what', 'how often', 'outcome'], rows)}\n\n{commands} wrote these into {files}."
+
+
+def all_passed(tests: dict[str, Any]) -> str:
+    """Say how many tests failed."""
+    return f"{tests['failed']} of {tests['failed'] + tests['passed']} tests failed"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "reliability": reliability,
     "gradient_speed": gradient_speed,
     "gradient_costs": gradient_costs,
     "projections": projections,

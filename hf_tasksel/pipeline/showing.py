@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..core.checksums import differing
+from ..records.record import REPORT_FILE
 from ..report.after_stage import show_stage
 from .context import Run
 
 FIRST = {"select": "plots/selection.png", "fine-tune": "final/README.md"}
-SHOWN = ("plots/*.png", "report.html", "final/README.md", "final/run.json", "final/plots/*.png")
+PLACES = {"select": ("plots/", REPORT_FILE), "fine-tune": ("final/",)}
+SHOWN = ("plots/*.png", REPORT_FILE, "final/README.md", "final/run.json", "final/plots/*.png")
 
 
 def show(run: Run, stage: str) -> None:
@@ -20,8 +22,8 @@ def is_shown(run: Run, stage: str) -> bool:
     """Say whether what is shown after a stage is there: a process may have ended between the two."""
     if stage not in FIRST:
         return True
-    folder = FIRST[stage].split("/")[0]
-    known = {name: was for name, was in run.record.values.get("files", {}).items() if name.startswith(f"{folder}/")}
+    files = run.record.values.get("files", {})
+    known = {name: was for name, was in files.items() if name.startswith(PLACES[stage])}
     if damaged := differing(run.output_dir, known):
         run.say(f"{run.output_dir / damaged[0]} is missing or is not what was written: it is made again")
     return not damaged and (run.output_dir / FIRST[stage]).is_file()

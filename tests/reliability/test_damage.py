@@ -76,7 +76,7 @@ def other_run(tmp_path_factory, base_folder, task_folder) -> Path:
 
 def files_of(folder: Path) -> list[str]:
     """Return the names of all files of a run that damage is to be found in."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith("lock")]
     # what only an interrupted training reads, which looks at the seal of the whole checkpoint
     paths = [path for path in paths if "/checkpoint-" not in str(path) or not path.name.startswith(OF_CHECKPOINTS)]
     names = [path.relative_to(folder).as_posix() for path in paths]
