@@ -81,20 +81,27 @@ def carry_out(run: Run, stage: Stage) -> bool:
 
 def finish(run: Run, stage: Stage, piece: Piece) -> None:
     """Do a piece, and put on record what it wrote; what was made from a result that came out differently is undone."""
-    before = run.record.files(piece.name)
-    same_key = run.record.fingerprint(piece.name) == piece.key
+    before = run.record.files(piece.name) if run.record.fingerprint(piece.name) == piece.key else {}
     with run.record.stage(piece.name, piece.key, piece.settings) as extra:
         found = stage.work(run, piece)
         paths = found.pop("files", [piece.result])
         written = checksums(run.output_dir, paths) if distributed_rank()[0] == 0 else {}
         extra.update(found, files=dict(gather_lists([*written.items()])))
-    if same_key and before and differs(before, extra["files"]) and (depending := run.record.depending(piece.name)):
-        run.say(f"{piece.name} came out differently than before: {', '.join(depending)} will be made again")
-        run.record.forget(depending)
-        for name in depending:
-            if name.startswith(STORES) and distributed_rank()[0] == 0:
+        if before and differs(before, extra["files"]):
+            undo(run, run.record.depending(piece.name), piece.name)  # before the new result counts as finished
+
+
+def undo(run: Run, stages: list[str], cause: str) -> None:
+    """Let stages be made again."""
+    if not stages:
+        return
+    run.say(f"{cause} came out differently than before: {', '.join(stages)} will be made again")
+    run.record.forget(stages)
+    if distributed_rank()[0] == 0:
+        for name in stages:
+            if name.startswith(STORES):
                 shutil.rmtree(run.output_dir / name, ignore_errors=True)
-        barrier()
+    barrier()
 
 
 def differs(before: Mapping[str, str], after: Mapping[str, str]) -> bool:

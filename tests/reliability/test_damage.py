@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import small_run
+from hf_tasksel import GradientStore
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.core.files import read_json
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.stages import meta_training
 from reliability.test_faults import assert_same_result
 
 COSTLY = ("meta/", "gradients/")
@@ -121,6 +124,25 @@ def test_every_file(damage, finished_run, other_run, base_folder, task_folder, t
 )
 def test_files_of_every_stage(damage, name, finished_run, other_run, base_folder, task_folder, tmp_path):
     check(damage, name, finished_run, other_run, small_run(base_folder, task_folder, tmp_path / "out"))
+
+
+def test_what_was_made_from_a_result_that_came_out_differently_is_made_again(
+    finished_run, base_folder, task_folder, tmp_path, monkeypatch
+):
+    values = small_run(base_folder, task_folder, tmp_path / "out")
+    out = Path(shutil.copytree(finished_run, values["output_dir"]))
+    for path in out.glob("meta/**/adapter_model.safetensors"):
+        flipped(path, path)
+    add_lora, said = meta_training.add_lora, []
+    monkeypatch.setattr(meta_training, "add_lora", lambda base, config: add_lora(base, replace(config, seed=7)))
+    pipeline.run_all(Run(RunConfig.from_dict(values), said.append, repair=True))
+    assert any("meta came out differently than before: gradients/checkpoint-2" in line for line in said)
+    before, after = (read_json(folder / "run.json")["stages"] for folder in (finished_run, out))
+    again = {stage for stage in after if after[stage] != before[stage]}
+    assert {"meta", "gradients/checkpoint-2", "gradients/checkpoint-3", "known_loss", "select"} <= again
+    assert "fine_tune/all tasks" not in again, "which starts at the base"
+    ours, theirs = (GradientStore(folder / "gradients" / "checkpoint-3") for folder in (out, finished_run))
+    assert ours.fingerprint["adapter"] != theirs.fingerprint["adapter"]
 
 
 def check(damage, name: str, finished: Path, other: Path, values: dict) -> None:
