@@ -33,7 +33,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         metadata, tensors = read_metadata(path), load_file(path)
     except (SafetensorError, OSError) as error:
         raise TaskSelectionError(f"{path} is damaged ({error}): delete it, and it is made again") from None
-    if metadata.pop(CHECKSUM, None) not in (None, tensor_checksum(tensors, metadata)):  # older files have none
+    # those of version 0.1.0 have no metadata at all
+    if metadata and metadata.pop(CHECKSUM, None) != tensor_checksum(tensors, metadata):
         raise TaskSelectionError(f"{path} is damaged (its checksum differs): delete it, and it is made again")
     return tensors
 
@@ -44,9 +45,9 @@ def are_whole(path: Path, metadata: Mapping[str, str] | None = None) -> bool:
         return False
     try:
         load_tensors(path)
-        return {**read_metadata(path), **(metadata or {})} == read_metadata(path)
-    except (TaskSelectionError, SafetensorError):
+    except TaskSelectionError:
         return False
+    return (metadata or {}).items() <= read_metadata(path).items()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
