@@ -172,6 +172,8 @@ def load_tasks(config: DataConfig) -> TaskSplits:
     target = replace(config.target, **{k: v for k, v in choices.items() if getattr(config.target, k) is None})
     for entry_name, entry in task_entries(config.tasks).items():
         for name, rows in load_entry(entry_name, {**choices, **entry}, config.seed).items():
+            if not isinstance(name, str) or not name.strip():
+                raise ConfigError(f"a task has no name, or one that is no text ({name!r}): name it in `tasks`")
             if name in tasks:
                 raise ConfigError(f"two tasks are called {name!r}, one of them from tasks.{entry_name}: rename one")
             tasks[name] = drop_empty(rows, name, report)

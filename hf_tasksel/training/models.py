@@ -148,7 +148,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, is_trainable: bool =
     """Load a saved adapter on top of a base.
 
     Raises:
-        ModelError: when the folder holds none, or only one that is a pickle.
+        ModelError: when the folder holds none, one that does not fit the base, or only a pickle.
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ModelError(f"there is no adapter at {folder}: run the stage that makes it first")
@@ -156,4 +156,8 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, is_trainable: bool =
         raise ModelError(
             f"the adapter at {folder} has no {ADAPTER_FILE}: pickles are not read, save it as safetensors"
         )
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    try:
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
+    except Exception as error:  # whatever peft finds in files of somebody else's
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the adapter at {folder} cannot be loaded: {reason}") from error

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator, forward_selection
 from hf_tasksel.config.run_config import RunConfig
@@ -35,7 +35,7 @@ from hf_tasksel.records.files import read_run
 from hf_tasksel.records.known_loss import KnownLoss
 from hf_tasksel.records.record import RunRecord
 from hf_tasksel.records.true_runs import true_losses
-from hf_tasksel.training.models import lora_config
+from hf_tasksel.training.models import load_adapter, lora_config
 
 LONGEST = 3000  # characters of a sentence that people can still read
 
@@ -386,6 +386,24 @@ def chat_templates(rng: random.Random, world: World) -> None:
     tokenize_rows(format_rows(table, "messages", "chat", loss=loss), tokenizer, rng.choice([None, 8]))
 
 
+def adapters(rng: random.Random, world: World) -> None:
+    """The files of an adapter."""
+    folder = world.scratch / "adapter"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(world.finished / "final" / name, folder / name)
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    what = rng.random()
+    if what < 0.6:
+        config.write_text(json.dumps(spoiled(rng, json.loads(config.read_text())), default=str, skipkeys=True))
+    elif what < 0.9:
+        damage_bytes(rng, rng.choice([config, weights]))
+    else:
+        rng.choice([config, weights]).unlink()
+    load_adapter(AutoModelForCausalLM.from_pretrained(world.base), folder)
+
+
 KINDS: dict[str, Callable[[random.Random, World], None]] = {
     "configuration": configuration,
     "yaml": yaml_text,
@@ -395,6 +413,7 @@ KINDS: dict[str, Callable[[random.Random, World], None]] = {
     "store files": store_files,
     "records": records,
     "chat templates": chat_templates,
+    "adapters": adapters,
 }
 
 

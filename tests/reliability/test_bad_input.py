@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
-from conftest import small_run
-from reliability.bad_input import KINDS, World, try_case
+from conftest import small_run, word_rows, write_jsonl
+from hf_tasksel import SelectionResult
+from hf_tasksel.config.run_config import RunConfig
+from hf_tasksel.core.errors import DataError, TaskSelectionError
+from hf_tasksel.data.formatting import format_rows, tokenize_rows
+from hf_tasksel.data.tasks import load_tasks
+from hf_tasksel.pipeline import pipeline
+from reliability.bad_input import KINDS, MESSAGES, World, try_case
 
 FEW, MANY = 25, 1500
 
@@ -46,3 +54,49 @@ def test_a_few_cases(kind, world):
 def test_many_cases(kind, world, record_property):
     record_property("refused", try_all(kind, range(FEW, MANY), world))
     record_property("cases", MANY - FEW)
+
+
+NAMES = [
+    "..",
+    "a/b",
+    "../../x",
+    "A",
+    "a",
+    "n" * 300,
+    "\u202eright to left",
+    "tab\tand \x1b[31m",
+    "<b>",
+    "日本 💡",
+]
+
+
+def test_task_names_of_all_kinds_go_through_a_whole_run(base_folder, task_folder, tmp_path):
+    """They are names, and never paths; a row of a megabyte and one of control characters are rows."""
+    odd = [{"question": "x" * 1_000_000, "answer": "red"}, {"question": "\x00\x1b\u202e", "answer": "blue \x07"}]
+    tasks = {}
+    for number, name in enumerate(NAMES):
+        rows = [*word_rows(f"task {number}", 8, 1), *odd] if number == 0 else word_rows(f"task {number}", 8, 1)
+        tasks[name] = {"dataset": str(write_jsonl(tmp_path / "data" / f"{number}.jsonl", rows))}
+    values = {**small_run(base_folder, task_folder, tmp_path / "out"), "tasks": tasks, "max_length": 64}
+    pipeline.run(RunConfig.from_dict(values), say=lambda message: None)
+    found = SelectionResult.load(tmp_path / "out")
+    assert sorted([*found.selected, *found.dropped]) == sorted(NAMES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_a_task_without_a_name_is_refused(base_folder, task_folder, tmp_path):
+    values = small_run(base_folder, task_folder, tmp_path / "out")
+    with pytest.raises(TaskSelectionError, match="a task has no name"):
+        load_tasks(RunConfig.from_dict({**values, "tasks": {"": str(task_folder / "next.jsonl")}}))
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{% include '/etc/passwd' %}"],
+)
+def test_a_chat_template_reaches_nothing(template, world):
+    tokenizer = copy.copy(world.tokenizer)
+    tokenizer.chat_template = template
+    rows = format_rows(Dataset.from_list([{"messages": MESSAGES[0]}]), "messages", "chat")
+    with pytest.raises(DataError, match="the chat template does not take a conversation"):
+        tokenize_rows(rows, tokenizer)
