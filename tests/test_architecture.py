@@ -18,6 +18,7 @@ import hf_tasksel
 PACKAGE = Path(hf_tasksel.__file__).parent
 FLOORS = [
     "core",
+    "engines",
     "data",
     "gradients",
     "estimation",

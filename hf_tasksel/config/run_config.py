@@ -22,6 +22,7 @@ from ..core.files import resolve_path
 from ..core.hub_config import HubConfig
 from ..core.values import UniqueKeyLoader, build_dataclass, parse_overrides, set_dotted
 from ..data.config import CHOICES, DataConfig
+from ..engines.config import EngineConfig
 from ..estimation.config import EstimatorConfig
 from ..gradients.config import GradientsConfig
 from ..selection.config import SelectionConfig
@@ -78,6 +79,7 @@ class RunConfig(ModelConfig, DataConfig):
         gradients: see `GradientsConfig`.
         estimator: see `EstimatorConfig`.
         selection: see `SelectionConfig`.
+        engine: see `EngineConfig`.
         hub: see `HubConfig`.
         fine_tuning: keyword arguments of `trl.SFTConfig`, and `compare_with` (a list of `all`, `base`).
         generation: `max_new_tokens` and `batch_size` of the answers that are generated to measure accuracy.
@@ -91,6 +93,7 @@ class RunConfig(ModelConfig, DataConfig):
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     fine_tuning: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     hub: HubConfig = field(default_factory=HubConfig)
     task_notes: dict[str, str] = field(default_factory=dict)
 

@@ -7,17 +7,12 @@ command goes on where it stopped and nothing is trained twice. Adapters are meas
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..config.run_config import RunConfig
 from ..core.checksums import write_sealed
@@ -26,11 +21,15 @@ from ..core.errors import ConfigError, TaskSelectionError
 from ..core.fingerprints import value_fingerprint
 from ..core.progress import progress_bar
 from ..core.quiet import quiet_libraries
+from ..engines.config import EngineConfig
+from ..engines.engine import make_engine
+from ..engines.local import default_processes
 from ..records.true_runs import TRUTH_FOLDER, TrueRun, read_true_run, true_run_key
 from ..training.evaluation import measure
 from ..training.fine_tuning import Choice, chosen_tasks, fine_tune, row_counts
 from .context import Run
 
+JOBS_FOLDER = "jobs"  # where an engine keeps its logs
 FIRST_SEED = 1  # the run itself uses its own seed; these are independent of it
 Job = tuple[Choice, int, bool]  # what to train on, the seed, and whether answers are generated too
 
@@ -49,7 +48,7 @@ def true_runs(
         run: the run whose data and settings are used.
         subsets: what each trains on, as in `fine_tune`.
         seeds: seeds of each subset's fine-tunes.
-        processes: fine-tunes at the same time; one per accelerator, or two on a CPU with more than one core, if None.
+        processes: in place of `engine.processes` of the configuration.
         accuracy: also generate answers on the test rows.
 
     Returns:
@@ -65,23 +64,17 @@ def true_runs(
     run.keep_config()
     jobs: list[Job] = [(tasks, seed, accuracy) for tasks in ordered for seed in seeds]
     missing = [job for job in {truth_path(run, *job): job for job in jobs}.values() if not is_done(run, job)]
-    count = min(len(missing), default_processes() if processes is None else processes)
+    engine = run.config.engine
+    if processes is not None:
+        engine = dataclasses.replace(engine, processes=max(1, processes))
     if missing:
-        run.say(f"{len(missing)} true fine-tunes, {count} at a time")
+        count = min(len(missing), engine.processes or default_processes())
+        where = f", {count} at a time" if engine.name == "local" else f" by {engine.name}"
+        run.say(f"{len(missing)} true fine-tunes{where}")
     with progress_bar(len(missing), "true fine-tunes", unit="run") as advance:
-        for _ in finished_jobs(run, missing, count):
+        for _ in finished_jobs(run, missing, engine):
             advance(1)
     return [[read_true_run(truth_path(run, tasks, s, accuracy)) for s in seeds] for tasks in ordered]
-
-
-def default_processes() -> int:
-    """Return how many fine-tunes run at the same time unless said otherwise."""
-    return max(1, torch.accelerator.device_count()) if torch.accelerator.is_available() else min(2, cpu_count())
-
-
-def cpu_count() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_tasks(run: Run, subset: Iterable[str]) -> list[str]:
@@ -111,55 +104,31 @@ def is_done(run: Run, job: Job) -> bool:
     return truth_path(run, *job).is_file()
 
 
-def finished_jobs(run: Run, jobs: list[Job], processes: int) -> Iterator[None]:
-    """Work through jobs, in this process or in several, and yield after each."""
-    if processes <= 1:
+def finished_jobs(run: Run, jobs: list[Job], engine: EngineConfig) -> Iterator[None]:
+    """Work through jobs, in this process or where the engine runs them, and yield after each."""
+    if engine.name == "local" and min(len(jobs), engine.processes or default_processes()) <= 1:
         for job in jobs:
             measure_once(run, *job)
             yield
         return
-    context = multiprocessing.get_context("spawn")
-    config, threads = run.config.to_dict(), max(1, cpu_count() // processes)
-    numbers = context.Value("i", 0)
-    with ProcessPoolExecutor(processes, context, start_worker, (config, numbers, threads)) as pool:
-        futures: list[Future[None]] = [pool.submit(worker_job, *job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):  # a signal: their fine-tunes would be waited for
-                for worker in multiprocessing.active_children():
-                    worker.terminate()
-            raise
+    config = run.config.to_dict()
+    found = make_engine(engine, run.output_dir / JOBS_FOLDER, run.say)
+    for _ in found.run(worker_job, [(config, *job) for job in jobs]):
+        yield
 
 
 WORKER: dict[str, Run] = {}
 
 
-def start_worker(config: dict[str, Any], numbers: Any, threads: int) -> None:
-    """Give a worker process its share of the machine, and the run."""
-    with numbers.get_lock():
-        number, numbers.value = numbers.value, numbers.value + 1
-    threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
-    if torch.accelerator.is_available():
-        torch.accelerator.set_device_index(number % torch.accelerator.device_count())
-    torch.set_num_threads(threads)
-    quiet_libraries(True)
-    WORKER["run"] = Run(RunConfig.from_dict(config), say=lambda message: None, record=False)
-
-
-def end_with(parent: int) -> None:
-    """End this process when the one that started it is gone, killed too hard to tell its workers."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def worker_job(tasks: Choice, seed: int, accuracy: bool) -> None:
-    """Do one job in a worker process."""
-    measure_once(WORKER["run"], tasks, seed, accuracy)
+def worker_job(config: dict[str, Any], tasks: Choice, seed: int, accuracy: bool) -> None:
+    """Do one job in a worker process, which keeps its run for the next; one that is done is not done again."""
+    key = value_fingerprint(config)
+    if key not in WORKER:
+        quiet_libraries(True)
+        WORKER.clear()
+        WORKER[key] = Run(RunConfig.from_dict(config), say=lambda message: None, record=False)
+    if not is_done(WORKER[key], (tasks, seed, accuracy)):
+        measure_once(WORKER[key], tasks, seed, accuracy)
 
 
 def measure_once(run: Run, tasks: Choice, seed: int, accuracy: bool) -> None:

@@ -1,0 +1,1 @@
+"""Where independent pieces of work run: on this machine, on a Ray cluster, or on Slurm."""
