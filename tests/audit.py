@@ -16,7 +16,7 @@ import sys
 from importlib import metadata
 
 FREE = re.compile(
-    r"apache|mit\b|bsd|isc|mpl|psf|python software foundation|zlib|hpnd|cc0|unlicense|bsl", re.IGNORECASE
+    r"apache|\bmit\b|bsd|isc|mpl|psf|python software foundation|zlib|hpnd|cc0|unlicense|bsl", re.IGNORECASE
 )
 REFUSED = re.compile(r"\b(a?gpl|sspl|busl|cc-by-nc|proprietary|commercial)", re.IGNORECASE)
 

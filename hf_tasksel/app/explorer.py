@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..config.run_config import RunConfig
 from ..core.errors import ConfigError, did_you_mean
 from ..estimation.comparison import calibrate_with
 from ..records.estimator import fit_run_estimator
 from ..records.files import RunFiles, read_run
-from ..records.record import without_folders
+from ..records.record import recorded_config, without_folders
 from ..records.true_runs import true_losses
 
 INTERVAL = 1.645  # standard deviations to either side hold 90 %
@@ -69,7 +68,7 @@ class Explorer:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.files: RunFiles = read_run(self.folder)
-        self.config = RunConfig.from_dict(self.files.run["config"])
+        self.config = recorded_config(self.files.run)
         self.estimator = fit_run_estimator(self.folder, self.config)
         subsets, losses = true_losses(self.folder, self.config)
         calibrate_with(self.estimator, subsets, losses)

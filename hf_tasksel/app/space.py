@@ -10,7 +10,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..config.run_config import RunConfig
 from ..core.errors import TaskSelectionError
 from ..core.files import read_json
 from ..core.hub import one_sentence, upload, with_retries
@@ -19,7 +18,7 @@ from ..gradients.store.format import MANIFEST_FILE, SHARDS
 from ..gradients.store.reader import GradientStore
 from ..records.estimator import fit_run_estimator
 from ..records.evidence import EVIDENCE_FOLDER, STORES_FILE, stage_evidence
-from ..records.record import RUN_FILE, read_record
+from ..records.record import RUN_FILE, read_record, recorded_config
 
 RUN = "run"
 APP = """from hf_tasksel.app.page import launch
@@ -57,7 +56,7 @@ def push_space(folder: str | Path, repo_id: str, **options: Any) -> str:
         stage_run(folder, staged / RUN)
         (staged / "app.py").write_text(APP, encoding="utf-8")
         (staged / "requirements.txt").write_text(f"hf_tasksel[app]=={__version__}\n", encoding="utf-8")
-        target = RunConfig.from_dict(read_record(folder)["config"]).target.task
+        target = recorded_config(read_record(folder)).target.task
         title = "".join(c for c in f"What helps {target}" if c.isalnum() or c in " _-")
         (staged / "README.md").write_text(README.format(title=title), encoding="utf-8")
         options = {"commit_message": "The page of a task selection", **options}
@@ -67,7 +66,7 @@ def push_space(folder: str | Path, repo_id: str, **options: Any) -> str:
 def stage_run(folder: Path, staged: Path) -> None:
     """Copy what the page reads: evidence, and the stores that estimates are made from."""
     stage_evidence(folder, staged)
-    for store in fit_run_estimator(folder, RunConfig.from_dict(read_record(folder)["config"])).stores_:
+    for store in fit_run_estimator(folder, recorded_config(read_record(folder))).stores_:
         copy_store(store.path, staged / store.path.relative_to(folder))
 
 

@@ -50,12 +50,11 @@ def print_estimates(result: dict[str, Any]) -> None:
 
 def estimate_subsets(options: argparse.Namespace) -> dict[str, Any]:
     """Estimate subsets from the stores of a run; loads no model library."""
-    from ..config.run_config import RunConfig
     from ..records.estimator import calibrate_from_folder, fit_run_estimator
-    from ..records.record import read_record
+    from ..records.record import read_record, recorded_config
 
     output_dir = Path(options.output_dir)
-    config = RunConfig.from_dict(read_record(output_dir)["config"])
+    config = recorded_config(read_record(output_dir), options.surrogate)
     names = ("checkpoint", "surrogate", "regularization")
     estimator = fit_run_estimator(output_dir, config, **{name: getattr(options, name) for name in names})
     true_runs = calibrate_from_folder(estimator, output_dir, config)

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"hf-tasksel: error: {problem}; mend that, and the same command goes on from here", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("hf-tasksel: error: there is not enough memory for this", file=sys.stderr)
+        return 2
     except (KeyboardInterrupt, Stopped) as stop:
         print("hf-tasksel: interrupted; the same command goes on from here", file=sys.stderr)
         return 143 if isinstance(stop, Stopped) else 130

@@ -139,6 +139,8 @@ class RunConfig(ModelConfig, DataConfig):
             raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         except RecursionError:
             raise ConfigError(f"{path} is nested too deeply") from None
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # a date or a number that is none
+            raise ConfigError(f"{path} is not valid YAML: {error}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold a mapping of configuration keys")
         for key, value in parse_overrides(overrides or []):

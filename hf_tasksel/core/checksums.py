@@ -48,7 +48,7 @@ def is_sealed(folder: Path) -> bool:
         known = read_json(folder / CHECKSUMS_FILE)
     except TaskSelectionError:
         return False
-    return isinstance(known, dict) and not differing(folder, known)
+    return isinstance(known, dict) and bool(known) and not differing(folder, known)
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def disk_problem(error: BaseException) -> str | None:
     Libraries that write from C++ and Rust name no error number.
     """
     if isinstance(error, OSError) and error.errno in DISK:
-        place = f"cannot write {error.filename}: " if error.filename else ""
+        place = f"cannot read or write {error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}"
     text = str(error)
     if any(words in text for words in ("No space left on device", "file write failed", "StorageFull")):

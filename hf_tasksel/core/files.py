@@ -57,8 +57,10 @@ def is_running(process: int) -> bool:
 
 def write_json(path: str | Path, values: Any) -> None:
     """Write plain values as indented UTF-8 JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # or the new name may outlive a power cut that its content does not
 
 
 def file_in(path: str | Path, name: str) -> Path:
@@ -81,8 +83,12 @@ def read_json(path: str | Path) -> Any:
         raise TaskSelectionError(f"{path} is not valid JSON ({error.msg} at line {error.lineno})") from None
     except RecursionError:
         raise TaskSelectionError(f"{path} is not valid JSON (nested too deeply)") from None
+    except TaskSelectionError:
+        raise
     except UnicodeDecodeError as error:
         raise TaskSelectionError(f"{path} is not valid JSON (not UTF-8 text at byte {error.start})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise TaskSelectionError(f"{path} is not valid JSON ({error})") from None
     except OSError as error:
         raise TaskSelectionError(f"cannot read {path}: {error.strerror or error}") from error
 

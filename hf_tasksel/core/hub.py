@@ -51,7 +51,7 @@ def upload(
         TaskSelectionError: without a token or rights, when the Hub cannot be reached, or when a file holds the token.
     """
     folder, api = Path(folder), api or HfApi()
-    refuse_token(folder, api.token if isinstance(api.token, str) else get_token())
+    refuse_token(folder, patterns, api.token if isinstance(api.token, str) else get_token())
     with one_sentence(f"push to {repo_id!r}"):
         sdk = "gradio" if repo_type == "space" else None
         url = with_retries(
@@ -121,10 +121,21 @@ def with_retries(call: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def refuse_token(folder: Path, token: Any) -> None:
-    """Raise `TaskSelectionError` when a file of the folder holds the token."""
+def refuse_token(folder: Path, patterns: Sequence[str], token: Any) -> None:
+    """Raise `TaskSelectionError` when a file that would be uploaded holds the token."""
     if not isinstance(token, str) or not token:
         return
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if token.encode() in path.read_bytes():
+    for path in sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()}):
+        if holds(path, token.encode()):
             raise TaskSelectionError(f"{path} holds your Hub token: remove it from the file before pushing")
+
+
+def holds(path: Path, text: bytes) -> bool:
+    """Say whether a file holds some bytes, without reading all of it into memory."""
+    rest = b""
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            if text in rest + chunk:
+                return True
+            rest = chunk[-len(text) :]
+    return False

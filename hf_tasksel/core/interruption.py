@@ -73,13 +73,15 @@ def saves_first() -> Iterator[None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if not _Signals.regions or _Signals.wanted:
+    saves = _Signals.regions > 0 and not _Signals.wanted
+    if _Signals.deadline is None and (saves or number == signal.SIGTERM):
+        _Signals.deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, [128 + number])
+        _Signals.deadline.daemon = True
+        _Signals.deadline.start()
+    if not saves:
         _end(number)
     _Signals.wanted = number
     print("\nhf-tasksel: saving what is done; once more ends at once", file=sys.stderr, flush=True)
-    _Signals.deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, [128 + number])
-    _Signals.deadline.daemon = True
-    _Signals.deadline.start()
 
 
 def _end(number: int) -> None:

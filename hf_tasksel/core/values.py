@@ -123,7 +123,7 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
             value = rest.pop(0)
         try:
             pairs.append((key, yaml.load(value, UniqueKeyLoader)))
-        except (yaml.YAMLError, RecursionError):
+        except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, OverflowError):
             pairs.append((key, value))
     return pairs
 

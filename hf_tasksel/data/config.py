@@ -20,6 +20,7 @@ FORMATS = (
 )
 LOSSES = ("auto", "assistant", "all", "last")
 CHOICES = ("chat", "loss", "truncation")  # of the run, where a task makes none of its own
+LONGEST_NAME = 500  # characters of a task's name: every row of a gradient store has one
 TRUNCATIONS = ("auto", "keep_end", "keep_start", "drop")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
 from ..core.errors import ConfigError, DataError, did_you_mean
-from .config import CHOICES, DataConfig, TargetConfig
+from .config import CHOICES, LONGEST_NAME, DataConfig, TargetConfig
 from .formats.chat import Conversation, parts_not_shown
 from .formats.encoding import is_chat
 from .formatting import encode_rows, fitting, row_key
@@ -174,6 +174,8 @@ def load_tasks(config: DataConfig) -> TaskSplits:
         for name, rows in load_entry(entry_name, {**choices, **entry}, config.seed).items():
             if not isinstance(name, str) or not name.strip():
                 raise ConfigError(f"a task has no name, or one that is no text ({name!r}): name it in `tasks`")
+            if len(name) > LONGEST_NAME:
+                raise ConfigError(f"the task name {name[:50]!r}… has {len(name)} characters, more than {LONGEST_NAME}")
             if name in tasks:
                 raise ConfigError(f"two tasks are called {name!r}, one of them from tasks.{entry_name}: rename one")
             tasks[name] = drop_empty(rows, name, report)

@@ -27,7 +27,8 @@ class RayEngine:
         if not ray.is_initialized():
             ray.init(**{"log_to_driver": False, **self.config.options})
         resources = {"num_cpus": self.config.cpus, "num_gpus": self.config.gpus}
-        remote: Any = ray.remote(max_retries=0, **resources)(in_folder)
+        as_task: Any = ray.remote
+        remote = as_task(max_retries=0, **resources)(in_folder)
 
         def start(number: int) -> Any:
             return remote.remote(os.getcwd(), self.config.cpus, work, *jobs[number])

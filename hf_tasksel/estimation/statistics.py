@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..core.errors import DataError, TaskSelectionError, did_you_mean
+from ..core.errors import DataError, StoreError, TaskSelectionError, did_you_mean
 from ..core.fingerprints import value_fingerprint
 from ..core.tensors import load_tensors, read_metadata, save_tensors
 from ..gradients.store.reader import GradientStore
@@ -128,6 +128,8 @@ def task_statistics(
                 result.samples[task] += len(mine)
                 result.gradient[task] += weighted.sum(0)
                 result.gram[task].addmm_(g[mine].T, weighted)
+    if not bool(torch.isfinite(result.gradient).all()):
+        raise StoreError(f"the store {store.path} holds {objective} gradients that are not finite: collect them again")
     return result
 
 
@@ -193,12 +195,15 @@ def dev_statistics(
         np.full(len(rows), weight / total / len(rows)) for rows, weight in zip(parts, targets.values(), strict=True)
     ]
     rows = np.concatenate(parts)
+    gradients = torch.from_numpy(store.gradients_at(rows, objective, seed))
+    if not bool(torch.isfinite(gradients).all()):
+        raise StoreError(f"the store {store.path} holds dev gradients that are not finite: collect them again")
     values = store.loss if objective == "loss" else store.value
     return DevStatistics(
         share=torch.from_numpy(np.concatenate(shares)),
         sample_share=torch.from_numpy(np.concatenate(sample_shares)),
         value=torch.from_numpy(values[rows].astype(np.float64)),
-        gradient=torch.from_numpy(store.gradients_at(rows, objective, seed)),
+        gradient=gradients,
         num_tokens=torch.from_numpy(store.num_tokens[rows].astype(np.float64)),
         target=torch.from_numpy(np.repeat(np.arange(len(parts)), [len(part) for part in parts])),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..records.integrity import damage
 from .context import Run
 from .identity import key_of_0_1_0
 
-STORES = "gradients/"  # a store of other gradients refuses new ones
+STORE = re.compile(r"gradients/checkpoint-\d+")  # a store of other gradients refuses new ones
 LOGS = ("meta.json", "training_log.json", "manifest.json")
 SPOKEN = {"true_runs": "the true fine-tunes", "estimates": "estimates", "tasks": "the selected tasks"}
 
@@ -99,7 +100,7 @@ def undo(run: Run, stages: list[str], cause: str) -> None:
     run.record.forget(stages)
     if distributed_rank()[0] == 0:
         for name in stages:
-            if name.startswith(STORES):
+            if STORE.fullmatch(name):
                 shutil.rmtree(run.output_dir / name, ignore_errors=True)
     barrier()
 

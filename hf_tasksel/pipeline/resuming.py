@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ def lay_out(folder: Path, wanted: str) -> None:
     try:
         found = str(read_json(marker))
     except TaskSelectionError:
+        found = ""
+    if not re.fullmatch("[0-9a-z]+", found):  # it becomes part of a path
         found = "unknown"
     if found == wanted:
         return

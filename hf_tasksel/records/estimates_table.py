@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..core.errors import TaskSelectionError
 from ..core.files import atomic_path
 from ..estimation.comparison import Verification
 from ..estimation.estimator import SubsetEstimator
 from ..selection.result import SelectionResult
 
 ESTIMATES_FILE = "estimates.parquet"
+MOST_ROWS, MOST_BYTES = 1_000_000, 1 << 28  # as it lies uncompressed
 COLUMNS = pa.schema(
     {
         "kind": pa.string(),
@@ -53,10 +55,27 @@ def write_verified(output_dir: Path, result: Verification) -> None:
     )
 
 
+def read_estimates(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of the file.
+
+    Raises:
+        TaskSelectionError: when it is damaged, or holds more than any run estimates.
+    """
+    try:
+        about = pq.read_metadata(path)
+        size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        if about.num_rows > MOST_ROWS or size > MOST_BYTES:
+            raise TaskSelectionError(f"{path} holds {about.num_rows:,} rows, too many: it is not read")
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise TaskSelectionError(f"{path} is damaged ({error}): delete it, and it is made again") from error
+    return rows
+
+
 def rewrite(output_dir: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
     """Replace the rows of the file by what `change` makes of them, atomically."""
     path = output_dir / ESTIMATES_FILE
-    old = pq.read_table(path).to_pylist() if path.is_file() else []
+    old = read_estimates(path) if path.is_file() else []
     rows = [{name: row.get(name) for name in COLUMNS.names} for row in change(old)]
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), temporary)

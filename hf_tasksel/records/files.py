@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ..core.files import read_json
 from ..core.version import refuse_newer
 from ..estimation.comparison import Verification
@@ -15,7 +13,7 @@ from ..estimation.fidelity import Fidelity
 from ..selection.analysis.grouping import TaskAffinity
 from ..selection.result import SELECTION_FILE, SelectionResult
 from .affinity import AFFINITY_FILE
-from .estimates_table import ESTIMATES_FILE
+from .estimates_table import ESTIMATES_FILE, read_estimates
 from .evaluation_rows import EVALUATION_FILE, EvaluationRow
 from .integrity import refuse_damage
 from .loss_curves import LossCurves, read_log
@@ -94,7 +92,7 @@ def read_run(folder: str | Path) -> RunFiles:
         verification=verification and read_verification(verification),
         expansion=(optional(folder / EXPANSION_FILE) or {}).get("errors", []),
         affinity=affinity and TaskAffinity.from_dict(affinity),
-        estimates=pq.read_table(folder / ESTIMATES_FILE).to_pylist() if (folder / ESTIMATES_FILE).is_file() else [],
+        estimates=read_estimates(folder / ESTIMATES_FILE) if (folder / ESTIMATES_FILE).is_file() else [],
         meta_curves=read_log(folder / "meta" / "meta.json", tasks),
         fine_tune_curves={name: found for name, found in curves.items() if found is not None},
     )

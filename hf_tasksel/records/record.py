@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..config.run_config import RunConfig
 from ..core.checksums import checksums, differing, read_sealed, write_sealed
 from ..core.distributed import barrier, distributed_rank
 from ..core.errors import ConfigError, TaskSelectionError
@@ -63,10 +64,12 @@ class RunRecord:
 
     def forget(self, stages: list[str]) -> None:
         """Take stages off the record."""
-        kept = {name: stage for name, stage in self.values["stages"].items() if name not in stages}
-        self.values = {**self.values, "stages": kept}
-        if distributed_rank()[0] == 0 and not self.read_only:
-            with self.lock(LOCK_FILE, wait=True):
+        writes = distributed_rank()[0] == 0 and not self.read_only
+        with self.lock(LOCK_FILE, wait=True) if writes else contextlib.nullcontext():
+            known = (stored_record(self.path.parent) if writes else None) or self.values
+            kept = {name: stage for name, stage in known["stages"].items() if name not in stages}
+            self.values = {**known, "stages": kept}
+            if writes:
                 self.write()
 
     def files(self, stage: str) -> dict[str, str]:
@@ -160,6 +163,27 @@ def read_record(output_dir: Path) -> dict[str, Any]:
     if values is None:
         raise ConfigError(f"{output_dir} is not the output folder of a run: it has no {RUN_FILE}")
     return values
+
+
+def recorded_config(record: dict[str, Any], surrogate: str | None = None) -> RunConfig:
+    """Return the configuration on record, which may be somebody else's: it imports no code.
+
+    Args:
+        record: what `run.json` says.
+        surrogate: what is used in place of the surrogate on record, by the choice of who asks.
+
+    Raises:
+        ConfigError: when estimates of the run need a `module:Class`.
+    """
+    config = RunConfig.from_dict(record.get("config", {}))
+    own = config.estimator.surrogate
+    named = [name for name in ([own] if isinstance(own, str) else own) if ":" in str(name)]
+    if named and surrogate is None:
+        raise ConfigError(
+            f"this run was made with the surrogate {named[0]!r}, which is code: `hf-tasksel estimate --surrogate "
+            f"{named[0]}` imports it, if you trust it"
+        )
+    return config
 
 
 def stored_record(output_dir: Path) -> dict[str, Any] | None:

@@ -40,6 +40,8 @@ def push(folder: str | Path, repo_id: str, **options: Any) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
         for path in [path for pattern in UPLOADED for path in folder.glob(pattern)]:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise TaskSelectionError(f"{path} is a link to a file elsewhere: copy the file, or remove it")
             (staged / path.relative_to(folder)).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, staged / path.relative_to(folder))
         refuse_folder(staged, hide_folder(staged / ADAPTER_CONFIG))

@@ -59,11 +59,13 @@ def agreed_stop(device: torch.device) -> bool:
         shared = torch.tensor(number, device=device)
         distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         number = int(shared)
-        want_stop(number)
+        if number:  # a signal that came meanwhile waits for the next step
+            want_stop(number)
     return number > 0
 
 
 def whole_checkpoints(folder: Path) -> dict[int, Path]:
     """Return step -> folder of the checkpoints that are what was written."""
-    found = {int(path.name.rsplit("-", 1)[1]): path for path in folder.glob("checkpoint-*")}
+    named = {path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*")}
+    found = {int(step): path for step, path in named.items() if step.isdecimal()}
     return {step: path for step, path in found.items() if is_sealed(path)}

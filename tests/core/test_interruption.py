@@ -86,3 +86,19 @@ def test_other_threads_install_nothing():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_a_signal_that_comes_while_ranks_agree_waits_for_the_next_step(monkeypatch):
+    import torch
+    from torch import distributed
+
+    from hf_tasksel.training.resumable import agreed_stop
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        distributed, "all_reduce", lambda shared, op: send(signal.SIGTERM) if not wanted_stop() else None
+    )
+    with pytest.raises(Stopped), stop_on_signals(), saves_first():
+        assert not agreed_stop(torch.device("cpu")), "the other ranks do not know of it"
+        assert wanted_stop() == signal.SIGTERM
+        assert agreed_stop(torch.device("cpu"))

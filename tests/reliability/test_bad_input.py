@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hf_tasksel.pipeline import pipeline
 from reliability.bad_input import KINDS, MESSAGES, World, try_case
 
 FEW, MANY = 25, 1500
+SECONDS_A_CASE = 60
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +30,25 @@ def world(base_folder, task_folder, finished_run, tmp_path_factory) -> World:
     return World.of(base_folder, task_folder, finished_run, scratch, values)
 
 
+def hang(number: int, frame: object) -> None:
+    raise TimeoutError(f"a case took more than {SECONDS_A_CASE} seconds")
+
+
 def try_all(kind: str, numbers: range, world: World) -> int:
     """Try cases; returns how many were refused."""
     before = sorted(Path.cwd().iterdir())
     failed, refused = [], 0
+    signal.signal(signal.SIGALRM, hang)
     for number in numbers:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                signal.alarm(SECONDS_A_CASE)
                 refused += try_case(kind, number, world)
         except Exception as error:
             failed.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:300]!r}")
+        finally:
+            signal.alarm(0)
     assert not failed, "\n".join(failed[:20])
     assert sorted(Path.cwd().iterdir()) == before, "nothing is written outside of the output folder"
     return refused

@@ -22,7 +22,8 @@ from reliability.test_faults import assert_same_result
 
 COSTLY = ("meta/", "gradients/")
 RESULTS = ("meta/adapter_model.safetensors", "manifest.json")  # to delete one asks for it again
-OF_CHECKPOINTS = ("trainer_state", "scheduler", "optimizer", "rng_state", "training_args", "checksums", "README")
+OF_TRAINER = ("trainer_state", "scheduler", "optimizer", "rng_state", "training_args")
+OF_CHECKPOINTS = (*OF_TRAINER, "checksums", "README", "tokenizer", "chat_template")
 NOT_READ = (  # by anything after the stage that wrote it
     "meta/training_args.bin",
     "meta/README.md",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -138,3 +139,14 @@ def test_two_hundred_readers_at_once(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "store")]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(200)]
     assert {reader.communicate(timeout=600)[0].strip() for reader in readers} == {expected}
+
+
+def test_the_selection_does_not_depend_on_how_python_hashes(base_folder, task_folder, tmp_path):
+    found = []
+    for seed in ("1", "2"):
+        values = small_run(base_folder, task_folder, tmp_path / seed)
+        (tmp_path / f"{seed}.yaml").write_text(json.dumps(values))
+        command = [sys.executable, "-m", "hf_tasksel.cli", "select", str(tmp_path / f"{seed}.yaml"), "--quiet"]
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}, check=True)
+        found.append((tmp_path / seed / "selection.json").read_bytes())
+    assert found[0] == found[1]

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
 
-from conftest import small_run, tiny_llama, trained_lora
-from hf_tasksel import GradientStore
-from hf_tasksel.app.space import store_name
+from conftest import small_run, tiny_llama, trained_lora, unsealed
+from hf_tasksel import GradientStore, SubsetEstimator
+from hf_tasksel.app.explorer import Explorer
+from hf_tasksel.app.space import push_space, store_name
 from hf_tasksel.cli.main import main
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core import files
@@ -26,6 +29,10 @@ from hf_tasksel.core.checksums import seal
 from hf_tasksel.core.errors import ConfigError, ModelError, StoreError, TaskSelectionError, one_line
 from hf_tasksel.core.files import read_json, write_json
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.pieces import undo
+from hf_tasksel.pipeline.resuming import lay_out
+from hf_tasksel.records.files import read_run
+from hf_tasksel.report.hub import push
 from hf_tasksel.training.models import load_adapter
 
 PACKAGE = Path(__file__).parents[2] / "hf_tasksel"
@@ -239,3 +246,116 @@ def replace_shard(store: GradientStore, table: pa.Table, options: Any = None) ->
     (store.path / name).write_bytes(content)
     shards = [{"file": name, "rows": len(table)}]
     write_json(store.path / "manifest.json", {**store.manifest, "shards": shards, "num_samples": len(table)})
+
+
+def test_a_marker_of_an_unfinished_training_leads_nowhere_else(tmp_path):
+    victim, meta = tmp_path / "victim", tmp_path / "out" / "meta"
+    (victim / "checkpoint-2").mkdir(parents=True)
+    (victim / "checkpoint-2" / "mine").write_text("mine")
+    (meta / "checkpoint-2").mkdir(parents=True)
+    (meta / "unfinished-x").mkdir()
+    write_json(meta / "resume.json", "x/../../../victim")
+    lay_out(meta, "abc")
+    assert (victim / "checkpoint-2" / "mine").read_text() == "mine"
+
+
+def test_a_record_undoes_nothing_elsewhere(run_values, tmp_path):
+    (tmp_path / "victim").mkdir()
+    run = Run(RunConfig.from_dict(run_values), lambda message: None)
+    undo(run, ["gradients/../../victim", "gradients/x"], "meta")
+    assert (tmp_path / "victim").is_dir()
+
+
+@pytest.mark.parametrize("read", ["estimate", "app", "space"])
+def test_a_run_of_somebody_else_imports_nothing(read, finished_run, tmp_path, monkeypatch):
+    out = unsealed(Path(shutil.copytree(finished_run, tmp_path / "out")))
+    run = read_json(out / "run.json")
+    run["config"]["estimator"]["surrogate"] = "evil:X"
+    write_json(out / "run.json", run)
+    (out / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    monkeypatch.chdir(out)
+    if read == "estimate":
+        assert main(["estimate", ".", "--subset", "next"]) == 2
+    else:
+        with pytest.raises(ConfigError, match="'evil:X', which is code"):
+            Explorer(".") if read == "app" else push_space(".", "tester/page")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_table_of_estimates_that_would_grow_in_memory_is_not_read(finished_run, tmp_path):
+    out = unsealed(Path(shutil.copytree(finished_run, tmp_path / "out")))
+    count = 2_000_000
+    rows = {"kind": pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), ["path"]).cast(pa.string())}
+    pq.write_table(pa.table(rows), out / "estimates.parquet", compression="zstd")
+    with pytest.raises(TaskSelectionError, match="2,000,000 rows, too many"):
+        read_run(out)
+
+
+def test_a_link_to_a_file_elsewhere_is_not_pushed(finished_run, tmp_path, hub):
+    final = Path(shutil.copytree(finished_run / "final", tmp_path / "final"))
+    (tmp_path / "secret.txt").write_text("secret")
+    (final / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(TaskSelectionError, match="is a link to a file elsewhere"):
+        push(final, "tester/selected", api=HfApi(endpoint=hub.url, token=hub.token))
+
+
+SPOILED_ROWS: dict[str, Any] = {
+    "loss": (pa.array([1.0, None, 1.0, 1.0], pa.float32()), "cells without a value"),
+    "value": (pa.array([1.0, np.nan, 1.0, 1.0], pa.float32()), "losses that are not finite"),
+    "num_tokens": (pa.array([1, 0, 1, 1], pa.int32()), "rows without tokens"),
+    "split": (pa.array(["train", "train", "evil", "dev"]), "rows of the split 'evil'"),
+    "task": (pa.array(["a", "a", "c", "b"]), "training rows of 'c', which is no task"),
+}
+
+
+@pytest.mark.parametrize("column", SPOILED_ROWS)
+def test_rows_that_no_writer_wrote_are_refused(column, tmp_path):
+    store = make_store(tmp_path / "store")
+    (shard,) = store.path.glob("*.arrow")
+    spoiled, message = SPOILED_ROWS[column]
+    table = pa.table({name: spoiled if name == column else part for name, part in columns(shard)})
+    replace_shard(store, table.cast(store.layout.schema(store.fingerprint)))
+    with pytest.raises(StoreError, match=message):
+        GradientStore(store.path)
+
+
+def test_a_sample_or_a_shard_twice_is_refused(tmp_path):
+    store = make_store(tmp_path / "store")
+    (shard,) = store.path.glob("*.arrow")
+    shards = store.manifest["shards"] * 3
+    write_json(store.path / "manifest.json", {**store.manifest, "shards": shards, "num_samples": 12})
+    with pytest.raises(StoreError, match="names a shard twice"):
+        GradientStore(store.path)
+    same = pa.array([0, 1, 1, 2], pa.int64())
+    table = pa.table({name: same if name == "sample_idx" else part for name, part in columns(shard)})
+    replace_shard(store, table.cast(store.layout.schema(store.fingerprint)))
+    with pytest.raises(StoreError, match="holds a sample twice"):
+        GradientStore(store.path)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_gradients_in_a_store_that_are_not_finite_are_refused(place, tmp_path):
+    store = make_store(tmp_path / "store")
+    (shard,) = store.path.glob("*.arrow")
+    g = store.gradients().copy()
+    g[place, 0] = np.inf
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(g.ravel()), 3)
+    table = pa.table({name: flat if name == "loss_gradient" else part for name, part in columns(shard)})
+    replace_shard(store, table.cast(store.layout.schema(store.fingerprint)))
+    with pytest.raises(StoreError, match="gradients that are not finite"):
+        SubsetEstimator().fit(GradientStore(store.path), "b")
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 2026-99-99", "seed: " + "9" * 5000, "seed: !!int 'x'", "a: !!timestamp 'q'", "a: !!set [1]"]
+)
+def test_yaml_values_that_are_none_are_refused(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        RunConfig.from_yaml(tmp_path / "c.yaml")
+
+
+def test_json_numbers_of_thousands_of_digits_are_refused(tmp_path):
+    (tmp_path / "x.json").write_text("9" * 5000)
+    with pytest.raises(TaskSelectionError, match="not valid JSON"):
+        read_json(tmp_path / "x.json")

@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...core.errors import StoreError, TaskSelectionError
 from ...core.files import read_json
 from ...core.fingerprints import value_fingerprint
+from ...core.version import refuse_newer
+from ...data.config import LONGEST_NAME
 from .compression import is_compressed
 
 FORMAT_VERSION = 2
@@ -118,6 +121,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise StoreError(
             f"the manifest {file} is damaged ({error}): delete it and collect again, which keeps the shards"
         ) from None
+    refuse_newer(manifest, f"the store {path}", FORMAT_VERSION)
     if manifest["format_version"] != FORMAT_VERSION:
         raise StoreError(
             f"the store {path} has format version {manifest['format_version']}, this version reads {FORMAT_VERSION}: "
@@ -140,6 +144,8 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
         check_kinds(shard, SHARD_KINDS)
         if not re.fullmatch(r"shard-\d+-[0-9a-f]{16}\.arrow", shard["file"]):
             raise StoreError(f"{shard['file']!r} is not the name of a shard")
+    if len({shard["file"] for shard in manifest["shards"]}) < len(manifest["shards"]):
+        raise StoreError("it names a shard twice")
     rows = sum(shard["rows"] for shard in manifest["shards"])
     if not rows == manifest["num_samples"] > 0:
         raise StoreError(f"its shards have {rows} rows for {manifest['num_samples']} samples")
@@ -166,12 +172,37 @@ def open_shards(path: Path, manifest: Mapping[str, Any], *, verify: bool = False
     for shard in manifest["shards"]:
         check_shard(path / shard["file"], again=verify)
         tables.append(read_shard(path / shard["file"], schema))
+        check_content(path / shard["file"], tables[-1], manifest["task_names"])
         if len(tables[-1]) != shard["rows"]:
             raise StoreError(
                 f"the shard {path / shard['file']} has {len(tables[-1])} rows, not {shard['rows']} as the "
                 "manifest says: delete the manifest and collect again, which keeps the shards"
             )
     return tables
+
+
+def check_content(path: Path, table: pa.Table, tasks: list[str]) -> None:
+    """Raise `StoreError` for rows that no writer can have written; gradients are looked at when they are summed."""
+    problem = None
+    if any(column.null_count or nulls_inside(column) for column in table.columns):
+        problem = "it has cells without a value"
+    elif unknown := set(pc.unique(table["split"]).to_pylist()) - {"train", "dev"}:
+        problem = f"it has rows of the split {min(unknown)!r}"
+    elif unknown := set(pc.unique(table.filter(pc.equal(table["split"], "train"))["task"]).to_pylist()) - {*tasks}:
+        problem = f"it has training rows of {min(unknown)[:100]!r}, which is no task of the store"
+    elif max(map(len, pc.unique(table["task"]).to_pylist()), default=0) > LONGEST_NAME:
+        problem = f"it has a task name of more than {LONGEST_NAME} characters"
+    elif len(table) and pc.min(table["num_tokens"]).as_py() < 1:
+        problem = "it has rows without tokens"
+    elif not all(pc.all(pc.is_finite(table[name])).as_py() is not False for name in ("value", "loss")):
+        problem = "it has losses that are not finite"
+    if problem:
+        raise StoreError(f"the shard {path} cannot be used: {problem}")
+
+
+def nulls_inside(column: pa.ChunkedArray) -> bool:
+    """Say whether lists hold anything without a value."""
+    return pa.types.is_fixed_size_list(column.type) and any(chunk.values.null_count for chunk in column.chunks)
 
 
 def read_shard(path: Path, schema: pa.Schema) -> pa.Table:

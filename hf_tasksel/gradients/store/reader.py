@@ -38,6 +38,8 @@ class GradientStore:
         self.manifest = read_manifest(self.path)
         self.layout = StoreLayout.from_manifest(self.manifest)
         self._shards = open_shards(self.path, self.manifest, verify=verify)
+        if len(np.unique(self._raw("sample_idx"))) < self.manifest["num_samples"]:
+            raise StoreError(f"the store {self.path} holds a sample twice: delete its folder and collect again")
 
     @property
     def dim(self) -> int:
