@@ -342,41 +342,27 @@ def decisions(study: str) -> str:
 
 
 def reliability() -> str:
-    """How often promises were tried, and kept."""
+    """How often promises were tried, and kept; what was not run has no line."""
     found, soak = result("reliability"), result("soak")
-    tests = found["tests"]
-    large = tests["test_large"]["measured"]
-    million, first, last = (
-        large["test_a_million_rows_within_four_gigabytes"],
-        soak["second_quarter"],
-        soak["last_quarter"],
-    )
-    rows = [
-        [
-            "runs that were ended and went on",
-            f"{found['trials']}",
-            f"{found['survived']} with the result of a whole run",
-        ],
-        ["files damaged in four ways", f"{tests['test_damage']['files']}", all_passed(tests["test_damage"])],
-        ["ranks that died, or were told to end", "4", all_passed(tests["test_ranks"])],
-        [
-            "cases of bad input",
-            f"{tests['test_bad_input']['cases']:,}",
-            f"{tests['test_bad_input']['refused']:,} refused; {all_passed(tests['test_bad_input'])}",
-        ],
-        ["numbers at the edge", f"{tests['test_numbers']['passed']} tests", all_passed(tests["test_numbers"])],
-        [
-            "a store of a million rows",
-            "1",
-            f"{million['seconds']:.0f} s, {million['gigabytes']:.1f} GB, selection included",
-        ],
-        [
-            "runs in one process, one after another",
-            f"{soak['runs']} in {soak['measured'][-1]['minutes']:.0f} minutes",
-            f"{first['megabytes']:.0f} MB and {first['open_files']:.0f} open files in the second quarter of the time, "
-            f"{last['megabytes']:.0f} MB and {last['open_files']:.0f} in the last",
-        ],
-    ]
+    tests, first, last = found["tests"], soak["second_quarter"], soak["last_quarter"]
+    rows = [["runs that were ended and went on", found["trials"], f"{found['survived']} to the result of a whole run"]]
+    for name, what, count in (
+        ("test_damage", "files damaged in four ways", "files"),
+        ("test_ranks", "ranks that died, or were told to end", "passed"),
+        ("test_bad_input", "cases of bad input", "cases"),
+        ("test_numbers", "tests of numbers at the edge", "passed"),
+        ("test_security", "tests of security", "passed"),
+    ):
+        if name in tests:
+            refused = f"{tests[name]['refused']:,} refused; " if "refused" in tests[name] else ""
+            rows.append([what, f"{tests[name].get(count, 0):,}", f"{refused}{all_passed(tests[name])}"])
+    for name, seen in tests.get("test_large", {}).get("measured", {}).items():
+        memory = f", {seen['gigabytes']:.1f} GB" if "gigabytes" in seen else ""
+        rows.append([name.removeprefix("test_").replace("_", " "), 1, f"{seen['seconds']:.0f} s{memory}"])
+    second, final = (f"{part['megabytes']:.0f} MB, {part['open_files']:.0f} open files" for part in (first, last))
+    minutes = soak["measured"][-1]["minutes"]
+    kept = f"{second} in the second quarter; {final} in the last"
+    rows.append([f"runs in one process in {minutes:.0f} minutes", soak["runs"], kept])
     commands = f"`{found['command']}` and `{soak['command']}`"
     files = "`benchmarks/results/reliability.json` and `soak.json`"
     return f"{table(['what', 'how often', 'outcome'], rows)}\n\n{commands} wrote these into {files}."
