@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -125,8 +126,9 @@ def refuse_token(folder: Path, patterns: Sequence[str], token: Any) -> None:
     """Raise `TaskSelectionError` when a file that would be uploaded holds the token."""
     if not isinstance(token, str) or not token:
         return
-    for path in sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()}):
-        if holds(path, token.encode()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()  # a pattern matches across folders, as it does when uploading
+        if any(fnmatch(name, pattern) for pattern in patterns) and holds(path, token.encode()):
             raise TaskSelectionError(f"{path} holds your Hub token: remove it from the file before pushing")
 
 

@@ -123,8 +123,7 @@ def is_finished(run: Run, piece: Piece) -> bool:
         return False
     known = run.record.files(piece.name)
     if piece.shared is not None:
-        name = piece.shared.relative_to(run.output_dir).as_posix()
-        known |= {key: was for key, was in run.record.values.get("files", {}).items() if key == name}
+        known |= run.record.kept(piece.shared.relative_to(run.output_dir).as_posix())
     if damaged := differing(run.output_dir, known):
         path = run.output_dir / damaged[0]
         if not piece.redo and not run.repair:

@@ -22,8 +22,6 @@ def is_shown(run: Run, stage: str) -> bool:
     """Say whether what is shown after a stage is there: a process may have ended between the two."""
     if stage not in FIRST:
         return True
-    files = run.record.values.get("files", {})
-    known = {name: was for name, was in files.items() if name.startswith(PLACES[stage])}
-    if damaged := differing(run.output_dir, known):
+    if damaged := differing(run.output_dir, run.record.kept(*PLACES[stage])):
         run.say(f"{run.output_dir / damaged[0]} is missing or is not what was written: it is made again")
     return not damaged and (run.output_dir / FIRST[stage]).is_file()

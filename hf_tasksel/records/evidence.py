@@ -37,5 +37,5 @@ def stage_evidence(folder: Path, staged: Path) -> None:
     key = true_run_key(RunConfig.from_dict(public["config"]), record.get("data_hashes", {}))
     for path in sorted((folder / TRUTH_FOLDER).glob("*.json")):
         run = read_truth(path)
-        if belongs(run, config, folder):  # by its settings, which name the base's folder
+        if belongs(run, config, record.get("data_hashes")):  # by its settings, which name the base's folder
             write_sealed(staged / TRUTH_FOLDER / path.name, {**run, "key": key})

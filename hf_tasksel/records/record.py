@@ -60,7 +60,11 @@ class RunRecord:
     def keep(self, *paths: Path) -> None:
         """Put on record what files hold that no stage wrote, or that more than one writes."""
         if distributed_rank()[0] == 0:
-            self.update(files={**self.values.get("files", {}), **checksums(self.path.parent, paths)})
+            self.update(files={**self.kept(""), **checksums(self.path.parent, paths)})
+
+    def kept(self, *starts: str) -> dict[str, str]:
+        """Return the checksums that `keep` put on record, of names that start so."""
+        return {name: was for name, was in self.values.get("files", {}).items() if name.startswith(starts)}
 
     def forget(self, stages: list[str]) -> None:
         """Take stages off the record."""

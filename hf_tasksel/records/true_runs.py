@@ -95,7 +95,8 @@ def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], l
     """
     runs = [read_truth(path) for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json"))]
     runs = [run for run in runs if run.get("drawn") is None]
-    mine = [run for run in runs if belongs(run, config, output_dir)]
+    hashes = (stored_record(output_dir) or {}).get("data_hashes") if runs else None
+    mine = [run for run in runs if belongs(run, config, hashes)]
     if runs and not mine:
         warnings.warn(
             f"the {len(runs)} true fine-tunes in {output_dir / TRUTH_FOLDER} were made with other settings or data "
@@ -109,9 +110,8 @@ def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], l
     return [list(s) for s in subsets], [[found[s][seed] for seed in sorted(found[s])] for s in subsets]
 
 
-def belongs(run: Mapping[str, Any], config: RunConfig, output_dir: Path) -> bool:
-    """Say whether a true fine-tune is of a run's settings and data, as those stand in the folder's record."""
+def belongs(run: Mapping[str, Any], config: RunConfig, hashes: Mapping[str, str] | None) -> bool:
+    """Say whether a true fine-tune is of a run's settings and data, whose hashes stand in the folder's record."""
     if "key" not in run:  # of version 0.1.0, which went by the settings alone
         return bool(run.get("settings") == value_fingerprint(config.true_run_settings_0_1_0))
-    hashes = (stored_record(output_dir) or {}).get("data_hashes")
     return hashes is not None and bool(run["key"] == true_run_key(config, hashes))

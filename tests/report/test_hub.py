@@ -289,6 +289,14 @@ def test_a_token_in_a_file_is_refused(folder, api, hub):
     assert not any("commit" in str(entry) for entry in hub.log)
 
 
+def test_a_token_in_a_folder_within_is_refused(api, hub, tmp_path):
+    """Patterns match across folders when a folder is uploaded."""
+    (tmp_path / "run" / "truth").mkdir(parents=True)
+    (tmp_path / "run" / "truth" / "a.json").write_text(json.dumps({"note": hub.token}))
+    with pytest.raises(TaskSelectionError, match=r"a\.json holds your Hub token"):
+        hub_upload.upload(tmp_path, "tester/evidence", patterns=["run/*"], commit_message="evidence", api=api)
+
+
 def test_a_passing_fault_is_tried_again(folder, api, hub, monkeypatch):
     monkeypatch.setattr(hub_upload.time, "sleep", lambda seconds: None)
     hub.fail_next(1, path="/api/repos/create", status=500)

@@ -65,8 +65,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
 
 def drop_damaged_estimates(run: Run) -> None:
     """Delete estimates that are not what was written: what is kept of them would be wrong."""
-    known = {name: was for name, was in run.record.values.get("files", {}).items() if name == ESTIMATES_FILE}
-    if differing(run.output_dir, known):
+    if differing(run.output_dir, run.record.kept(ESTIMATES_FILE)):
         (run.output_dir / ESTIMATES_FILE).unlink(missing_ok=True)
         run.say(f"{ESTIMATES_FILE} is made anew: `hf-tasksel verify` adds true fine-tunes to it again")
 
