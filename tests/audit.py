@@ -18,11 +18,12 @@ from importlib import metadata
 FREE = re.compile(
     r"apache|\bmit\b|bsd|isc|mpl|psf|python software foundation|zlib|hpnd|cc0|unlicense|bsl", re.IGNORECASE
 )
+EXTRA = re.compile(r"""extra == ["'](app|ray|slurm)["']""")  # what users install; the others are for working on it
 REFUSED = re.compile(r"\b(a?gpl|sspl|busl|cc-by-nc|proprietary|commercial)", re.IGNORECASE)
 
 
 def dependencies(name: str = "hf_tasksel") -> dict[str, metadata.Distribution]:
-    """Return what a package needs when it runs, and what that needs, by normalised name."""
+    """Return what a package needs when it runs, with its extras where they are installed, and what that needs."""
     found: dict[str, metadata.Distribution] = {}
     queue = [name]
     while queue:
@@ -34,7 +35,8 @@ def dependencies(name: str = "hf_tasksel") -> dict[str, metadata.Distribution]:
             found[key] = metadata.distribution(wanted)
         except metadata.PackageNotFoundError:  # of another platform or Python
             continue
-        needs = [need for need in found[key].requires or [] if "extra ==" not in need]
+        needs = found[key].requires or []
+        needs = [need for need in needs if "extra ==" not in need or (wanted == name and EXTRA.search(need))]
         queue += [re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs]
     return found
 

@@ -48,7 +48,7 @@ def is_sealed(folder: Path) -> bool:
         known = read_json(folder / CHECKSUMS_FILE)
     except TaskSelectionError:
         return False
-    return isinstance(known, dict) and bool(known) and not differing(folder, known)
+    return bool(known) and not differing(folder, known)
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
@@ -63,9 +63,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     Raises:
         TaskSelectionError: when it is not a mapping in JSON, or not what was written.
     """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise TaskSelectionError(f"{path} is damaged: it holds a {type(values).__name__} where a mapping should be")
+    values: dict[str, Any] = read_json(path)
     known = values.pop(CHECKSUM, None)
     if known is not None and known != value_fingerprint(values):
         raise TaskSelectionError(f"{path} is damaged: its checksum differs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import shutil
 from collections.abc import Iterable
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
@@ -59,9 +60,15 @@ def disk_problem(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in DISK:
         place = f"cannot read or write {error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}"
+    if isinstance(error, shutil.Error):  # of a folder that was copied: what went wrong with each file
+        return str(error.args[0][0][-1])
     text = str(error)
     if any(words in text for words in ("No space left on device", "file write failed", "StorageFull")):
         return "no space left on the disk"
+    if any(
+        words in text for words in ("iostream error", "inline_container", "PytorchStreamWriter")
+    ):  # torch.save says no more
+        return "a file could not be written to its end, as where no space is left on the disk"
     return None
 
 

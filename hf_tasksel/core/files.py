@@ -69,16 +69,17 @@ def file_in(path: str | Path, name: str) -> Path:
     return path / name if path.is_dir() else path
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+def read_json(path: str | Path, kind: type | tuple[type, ...] = dict) -> Any:
+    """Read a JSON file that holds a value of some kind, mostly a mapping.
 
     Raises:
-        TaskSelectionError: when it cannot be read, is not JSON, or is larger than anything that is written here.
+        TaskSelectionError: when it cannot be read, is not JSON, holds something else, or is larger than anything that
+            is written here.
     """
     try:
         if (size := os.path.getsize(path)) > MOST_BYTES:
             raise TaskSelectionError(f"{path} has {size:,} bytes of JSON, more than {MOST_BYTES:,}: it is not read")
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise TaskSelectionError(f"{path} is not valid JSON ({error.msg} at line {error.lineno})") from None
     except RecursionError:
@@ -91,6 +92,24 @@ def read_json(path: str | Path) -> Any:
         raise TaskSelectionError(f"{path} is not valid JSON ({error})") from None
     except OSError as error:
         raise TaskSelectionError(f"cannot read {path}: {error.strerror or error}") from error
+    if not isinstance(values, kind):
+        raise TaskSelectionError(f"{path} is damaged: it holds a {type(values).__name__}, which is not written there")
+    return values
+
+
+@contextlib.contextmanager
+def as_written(path: str | Path) -> Iterator[None]:
+    """Say of a file that its content is not what is written there, whatever stumbles over it.
+
+    Raises:
+        TaskSelectionError: in place of the errors of a value that is missing or of another type.
+    """
+    try:
+        yield
+    except TaskSelectionError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise TaskSelectionError(f"{path} does not hold what is written there ({error!r})") from error
 
 
 def resolve_path(path: str) -> str:

@@ -87,12 +87,16 @@ def one_sentence(action: str) -> Iterator[None]:
     """Turn the Hub client's errors into one `TaskSelectionError` that says what could not be done and why."""
     try:
         yield
+    except TaskSelectionError:
+        raise
     except LocalTokenNotFoundError:
         raise TaskSelectionError(f"cannot {action} without a Hub token: run `hf auth login` or set HF_TOKEN") from None
     except HfHubHTTPError as error:
         raise TaskSelectionError(f"cannot {action}: {hub_reason(error)}") from error
     except (OSError, HTTP_ERROR) as error:
         raise TaskSelectionError(f"cannot {action}: the Hub cannot be reached ({error})") from error
+    except ValueError as error:  # an id that is none, or a file whose name leads out of the repository
+        raise TaskSelectionError(f"cannot {action}: {error}") from error
 
 
 def hub_reason(error: HfHubHTTPError) -> str:

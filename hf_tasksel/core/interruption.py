@@ -1,7 +1,8 @@
 """SIGTERM and Ctrl-C: an end at once, or, where work can be saved first, at the next safe point.
 
 A command installs `stop_on_signals`. Long work then runs inside `saves_first` and asks `wanted_stop` at its safe
-points. Outside of it a signal ends the command where it stands: files are written whole or not at all.
+points. Outside of it a signal ends the command where it stands: files are written whole or not at all. Python calls
+its handlers only between two steps of its own: a thread listens, too, and ends a process that waits in C for ever.
 """
 
 from __future__ import annotations
@@ -48,11 +49,43 @@ def stop_on_signals() -> Iterator[None]:
         return
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
-        yield
+        with _deadlines():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _forget()
+
+
+@contextlib.contextmanager
+def _deadlines() -> Iterator[None]:
+    """Start the clock in a thread whenever a signal arrives that the command has to end for."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    before = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)  # receives the number of each signal
+    listener = threading.Thread(target=_start_clocks, args=[reads], daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writes, b"\0")
+        listener.join()
+        os.close(reads)
+        os.close(writes)
+
+
+def _start_clocks(reads: int) -> None:
+    while number := os.read(reads, 1)[0]:
+        ends = number == signal.SIGTERM or (number == signal.SIGINT and _Signals.regions)
+        if ends and _Signals.deadline is None:
+            _Signals.deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, [128 + number])
+            _Signals.deadline.daemon = True
+            _Signals.deadline.start()
+
+
+# a process that is forked off shares the pipe: its signals are not ours
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 @contextlib.contextmanager
@@ -73,12 +106,7 @@ def saves_first() -> Iterator[None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    saves = _Signals.regions > 0 and not _Signals.wanted
-    if _Signals.deadline is None and (saves or number == signal.SIGTERM):
-        _Signals.deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, [128 + number])
-        _Signals.deadline.daemon = True
-        _Signals.deadline.start()
-    if not saves:
+    if not _Signals.regions or _Signals.wanted:
         _end(number)
     _Signals.wanted = number
     print("\nhf-tasksel: saving what is done; once more ends at once", file=sys.stderr, flush=True)

@@ -101,7 +101,7 @@ def convert_value(hint: Any, value: Any, where: str) -> Any:
         if base is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             try:  # YAML 1.1 reads 2e-4 (no dot) as a string
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
     expected = " or ".join(
         "null" if o is type(None) else getattr(get_origin(o) or o, "__name__", str(o)) for o in options

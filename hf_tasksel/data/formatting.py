@@ -79,15 +79,15 @@ def format_rows(
     cls = format_class(format)
     present = field_columns(dataset, cls, format, task, columns, template)
     reader = make_reader(cls, template, task)
-    label_feature = dataset.features.get(present.get("label", ""))
-    label_name = label_feature.int2str if isinstance(label_feature, ClassLabel) else None
+    feature = dataset.features.get(present.get("label", ""))
+    classes = feature.names if isinstance(feature, ClassLabel) else None
     structs = {field for field, column in present.items() if "Json" not in str(dataset.features[column])}
 
     def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
         fields = {f: without_nulls(row[column]) if f in structs else row[column] for f, column in present.items()}
-        if label_name is not None and fields["label"] is not None:
-            fields["label"] = label_name(fields["label"]) if fields["label"] >= 0 else None
         try:
+            if classes is not None:
+                fields["label"] = class_name(classes, fields["label"])
             found = reader.read(fields)
         except DataError as error:
             raise DataError(f"task {task!r}, row {index}: {error}") from None
@@ -161,6 +161,19 @@ def as_chat(row: FormattedRow, format: str) -> FormattedRow:
         messages=[{"role": "user", "content": prompt}],
         reply=[{"role": "assistant", "content": completion}],
     )
+
+
+def class_name(names: list[str], number: int | None) -> str | None:
+    """Return the name of a class; None for a row without one, whose number is -1.
+
+    Raises:
+        DataError: for a number that no class has.
+    """
+    if number is None or number < 0:
+        return None
+    if number >= len(names):
+        raise DataError(f"its label {number} is none of the {len(names)} classes {names}")
+    return names[number]
 
 
 def canonical(row: FormattedRow, loss: str, truncation: str) -> dict[str, Any]:

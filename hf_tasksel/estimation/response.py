@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.files import read_json, write_json
+from ..core.files import as_written, read_json, write_json
 from .coefficients import coefficients
 from .response_surface import ResponseSurface, SurfaceError, left_out_error
 from .subsets import num_subsets, random_subsets, subset_sizes, subset_weights
@@ -98,12 +97,9 @@ class ResponseEstimate:
         """Read what `save` wrote.
 
         Raises:
-            DataError: when it is not there, or of another kind.
+            DataError: when it is not there. TaskSelectionError: when it is of another kind.
         """
         if not Path(path).is_file():
             raise DataError(f"there is no response estimate at {path}: run `hf-tasksel probe` first")
-        values: dict[str, Any] = read_json(Path(path))
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise DataError(f"{path} is no response estimate: {error}") from error
+        with as_written(path):
+            return cls(**read_json(path))

@@ -47,7 +47,7 @@ def lay_out(folder: Path, wanted: str) -> None:
     """Lay the checkpoints of another unfinished training aside, and take up those of the one that is wanted."""
     marker = folder / RESUME_FILE
     try:
-        found = str(read_json(marker))
+        found = read_json(marker, str)
     except TaskSelectionError:
         found = ""
     if not re.fullmatch("[0-9a-z]+", found):  # it becomes part of a path

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import read_json
+from ..core.files import as_written, read_json
 
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_HEADER = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
@@ -45,8 +45,15 @@ class EvaluationRow:
 
 
 def read_evaluation(path: Path) -> list[EvaluationRow]:
-    """Read a table of measured models."""
-    return [EvaluationRow(**row) for row in read_json(path)]
+    """Read a table of measured models; none where there is no such file.
+
+    Raises:
+        TaskSelectionError: when it is damaged.
+    """
+    if not path.is_file():
+        return []
+    with as_written(path):
+        return [EvaluationRow(**row) for row in read_json(path, list)]
 
 
 def evaluation_cells(row: EvaluationRow) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..core.files import read_json
+from ..core.files import as_written, read_json
 from ..core.version import refuse_newer
 from ..estimation.comparison import Verification
 from ..estimation.fidelity import Fidelity
@@ -14,11 +15,12 @@ from ..selection.analysis.grouping import TaskAffinity
 from ..selection.result import SELECTION_FILE, SelectionResult
 from .affinity import AFFINITY_FILE
 from .estimates_table import ESTIMATES_FILE, read_estimates
-from .evaluation_rows import EVALUATION_FILE, EvaluationRow
+from .evaluation_rows import EVALUATION_FILE, EvaluationRow, read_evaluation
 from .integrity import refuse_damage
 from .loss_curves import LossCurves, read_log
-from .record import read_record
+from .record import RUN_FILE, read_record
 
+T = TypeVar("T")
 VERIFICATION_FILE = "verification.json"
 EXPANSION_FILE = "expansion.json"
 READ = (
@@ -78,29 +80,36 @@ def read_run(folder: str | Path) -> RunFiles:
     folder = Path(folder)
     run = read_record(folder)
     refuse_damage(folder, run, READ)
-    tasks = list(run.get("data", {}).get("rows", {}))
+    with as_written(folder / RUN_FILE):
+        tasks = list(run.get("data", {}).get("rows", {}))
+        measured_tasks = list(run["stages"].get("final", {}).get("settings", {}).get("selected", []))
     logs = {"all tasks": folder / "compare" / "all-tasks", "selection": folder / "final"}
     curves = {name: read_log(path / "training_log.json") for name, path in logs.items()}
-    affinity = optional(folder / AFFINITY_FILE)
-    verification = optional(folder / VERIFICATION_FILE)
     return RunFiles(
         folder=folder,
         run=run,
         selection=SelectionResult.load(folder) if (folder / SELECTION_FILE).is_file() else None,
-        rows=[EvaluationRow(**row) for row in optional(folder / "final" / EVALUATION_FILE) or []],
-        measured_tasks=run["stages"].get("final", {}).get("settings", {}).get("selected", []),
-        verification=verification and read_verification(verification),
-        expansion=(optional(folder / EXPANSION_FILE) or {}).get("errors", []),
-        affinity=affinity and TaskAffinity.from_dict(affinity),
+        rows=read_evaluation(folder / "final" / EVALUATION_FILE),
+        measured_tasks=measured_tasks,
+        verification=optional(folder / VERIFICATION_FILE, read_verification),
+        expansion=optional(folder / EXPANSION_FILE, lambda values: list(values["errors"])) or [],
+        affinity=optional(folder / AFFINITY_FILE, TaskAffinity.from_dict),
         estimates=read_estimates(folder / ESTIMATES_FILE) if (folder / ESTIMATES_FILE).is_file() else [],
         meta_curves=read_log(folder / "meta" / "meta.json", tasks),
         fine_tune_curves={name: found for name, found in curves.items() if found is not None},
     )
 
 
-def optional(path: Path) -> Any:
-    """Read a JSON file, or None when there is none."""
-    return read_json(path) if path.is_file() else None
+def optional(path: Path, rebuild: Callable[[dict[str, Any]], T]) -> T | None:
+    """Rebuild what a JSON file says, or None when there is none.
+
+    Raises:
+        TaskSelectionError: when it is damaged.
+    """
+    if not path.is_file():
+        return None
+    with as_written(path):
+        return rebuild(read_json(path))
 
 
 def read_verification(values: dict[str, Any]) -> Verification:

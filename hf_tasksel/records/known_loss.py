@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from ..core.errors import DataError
-from ..core.files import read_json, write_json
+from ..core.files import as_written, read_json, write_json
 
 KNOWN_LOSS_FILE = "known_loss.json"
 
@@ -35,15 +33,11 @@ class KnownLoss:
         """Read what a run's folder says; None where it says nothing, as one of version 0.1.0 does.
 
         Raises:
-            DataError: for a file of another kind.
+            TaskSelectionError: for a file of another kind.
         """
         path = folder / KNOWN_LOSS_FILE
         if not path.is_file():
             return None
-        values: dict[str, Any] = read_json(path)
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise DataError(
-                f"{path} does not hold a known loss ({error}): delete it and run `hf-tasksel probe`"
-            ) from error
+        with as_written(path):
+            found = cls(**read_json(path))
+            return cls(float(found.loss_on_all), float(found.typical_change), bool(found.asks_model))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import read_json
+from ..core.files import as_written, read_json
 
 MOVERS = 3  # tasks named on each side where there are many
 
@@ -45,8 +45,9 @@ def read_log(path: Path, tasks: Sequence[str] = ()) -> LossCurves | None:
     """Read `meta/meta.json` or a fine-tune's `training_log.json`; None where that is missing or has one line only."""
     if not path.is_file():
         return None
-    values = read_json(path)
-    curves = read_curves(values.get("log", []) if isinstance(values, dict) else values, tasks)
+    values = read_json(path, (dict, list))
+    with as_written(path):
+        curves = read_curves(values.get("log", []) if isinstance(values, dict) else values, tasks)
     return curves if len(curves.steps) > 1 else None
 
 

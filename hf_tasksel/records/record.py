@@ -7,6 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def read_record(output_dir: Path) -> dict[str, Any]:
 
 
 def recorded_config(record: dict[str, Any], surrogate: str | None = None) -> RunConfig:
-    """Return the configuration on record, which may be somebody else's: it imports no code.
+    """Return the configuration on record, which may be somebody else's: it imports no code, and asks for no GPU.
 
     Args:
         record: what `run.json` says.
@@ -187,7 +188,7 @@ def recorded_config(record: dict[str, Any], surrogate: str | None = None) -> Run
             f"this run was made with the surrogate {named[0]!r}, which is code: `hf-tasksel estimate --surrogate "
             f"{named[0]}` imports it, if you trust it"
         )
-    return config
+    return replace(config, estimator=replace(config.estimator, device="cpu"))
 
 
 def stored_record(output_dir: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.files import read_json
+from ..core.files import as_written, read_json
 from ..gradients.store.reader import GradientStore
 
 
@@ -47,4 +47,5 @@ def checkpoint_steps(output_dir: Path) -> dict[str, int]:
     path = output_dir / "meta" / "meta.json"
     if not path.is_file():
         raise ConfigError(f"{output_dir} has no finished meta training: run `hf-tasksel meta-train` first")
-    return {str(name): int(step) for name, step in read_json(path)["checkpoints"].items()}
+    with as_written(path):
+        return {str(name): int(step) for name, step in read_json(path)["checkpoints"].items()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigError, TaskSelectionError
-from ..core.files import file_in, read_json, write_json
+from ..core.files import as_written, file_in, read_json, write_json
 from ..core.version import refuse_newer
 from ..estimation.estimator import SubsetEstimator
 from .dataset_mixture import MAX_REPEATS, Datasets, dataset_mixture
@@ -81,7 +81,8 @@ class MixtureResult:
         path = file_in(path, MIXTURE_FILE)
         if not path.is_file():
             raise TaskSelectionError(f"there is no mixture at {path}")
-        return cls.from_dict(read_json(path))
+        with as_written(path):
+            return cls.from_dict(read_json(path))
 
     def to_dataset_mixture(self, datasets: Datasets, tool: str = "trl") -> str:
         """Return the datasets with their shares as YAML for a training tool: TRL's `fraction`, LLaMA-Factory's

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import TaskSelectionError
-from ..core.files import file_in, read_json, write_json
+from ..core.files import as_written, file_in, read_json, write_json
 from ..core.version import refuse_newer
 from .dataset_mixture import Datasets, dataset_mixture
 
@@ -114,16 +114,25 @@ class SelectionResult:
         path = file_in(path, SELECTION_FILE)
         if not path.is_file():
             raise TaskSelectionError(f"there is no selection at {path}")
-        return cls.from_dict(read_json(path))
+        with as_written(path):
+            return cls.from_dict(read_json(path))
 
     @classmethod
     def from_pretrained(cls, repo_id_or_path: str, revision: str | None = None) -> SelectionResult:
-        """Read the selection of a pushed model from the Hub, or from a local folder."""
+        """Read the selection of a pushed model from the Hub, or from a local folder.
+
+        Raises:
+            TaskSelectionError: when the repository cannot be read, or holds none.
+        """
         if Path(repo_id_or_path).exists():
             return cls.load(repo_id_or_path)
         from huggingface_hub import hf_hub_download
 
-        return cls.load(hf_hub_download(repo_id_or_path, SELECTION_FILE, revision=revision))
+        from ..core.hub import one_sentence, with_retries
+
+        with one_sentence(f"fetch the selection of {repo_id_or_path!r}"):
+            path = with_retries(lambda: hf_hub_download(repo_id_or_path, SELECTION_FILE, revision=revision))
+        return cls.load(path)
 
     def to_dataset_mixture(self, datasets: Datasets, tool: str = "trl") -> str:
         """Return the selected datasets as YAML for a training tool, which concatenates them whole.

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -59,6 +62,41 @@ def test_work_that_comes_to_no_safe_point_is_given_up(monkeypatch):
         send(signal.SIGTERM)
         time.sleep(0.3)
     assert ended == [143]
+
+
+STUCK = """
+import ctypes, os, signal, sys, threading
+from hf_tasksel.core import interruption
+interruption.SECONDS_TO_SAVE = 0.5
+with interruption.stop_on_signals():
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    libc = ctypes.CDLL(None)
+    mask = (ctypes.c_ulong * 16)(*[2**64 - 1] * 16)
+    libc.pthread_sigmask(signal.SIG_BLOCK, mask, None)  # so that no call of this thread is interrupted
+    libc.sleep(20)
+    sys.exit("nobody ended it")
+"""
+
+
+def test_a_process_that_waits_in_c_is_ended():
+    """Python never comes to its handler there."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143, done.stderr
+    assert time.perf_counter() - started < 15
+
+
+def test_signals_of_a_forked_process_are_not_ours(monkeypatch):
+    monkeypatch.setattr(interruption, "SECONDS_TO_SAVE", 0.05)
+    with stop_on_signals():
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(Stopped):
+                send(signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.3)
+    assert interruption._Signals.deadline is None
 
 
 def test_handlers_are_put_back_and_errors_pass():

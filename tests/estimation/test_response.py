@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from estimation.synthetic import random_store
-from hf_tasksel.core.errors import DataError
+from hf_tasksel.core.errors import DataError, TaskSelectionError
 from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.estimator import SubsetEstimator, random_halves
 from hf_tasksel.estimation.response import ResponseEstimate
@@ -84,7 +84,7 @@ def test_it_comes_back_from_disk(tmp_path):
     with pytest.raises(DataError, match="run `hf-tasksel probe` first"):
         ResponseEstimate.load(tmp_path / "other.json")
     (tmp_path / "other.json").write_text('{"tasks": []}')
-    with pytest.raises(DataError, match="is no response estimate"):
+    with pytest.raises(TaskSelectionError, match="does not hold what is written there"):
         ResponseEstimate.load(tmp_path / "other.json")
 
 

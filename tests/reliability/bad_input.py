@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from conftest import unsealed
 from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator, forward_selection
+from hf_tasksel.app.explorer import Explorer
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.data.formatting import format_rows, tokenize_rows
@@ -35,6 +37,7 @@ from hf_tasksel.records.files import read_run
 from hf_tasksel.records.known_loss import KnownLoss
 from hf_tasksel.records.record import RunRecord
 from hf_tasksel.records.true_runs import true_losses
+from hf_tasksel.report.page.page import write_html_report
 from hf_tasksel.training.models import load_adapter, lora_config
 
 LONGEST = 3000  # characters of a sentence that people can still read
@@ -141,6 +144,8 @@ def paths_in(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def spoiled(rng: random.Random, values: Any, times: int = 2) -> Any:
     """Return nested values in which some were replaced, removed or added."""
     result = copy.deepcopy(values)
+    if rng.random() < 0.03:
+        return anything(rng)
     for _ in range(rng.randint(1, times)):
         places = paths_in(result)
         if not places:
@@ -245,6 +250,22 @@ def rows(rng: random.Random, world: World) -> None:
     tokenize_rows(formatted, world.tokenizer, rng.choice([None, 1, 2, 16, 64]), rng.random() < 0.2)
 
 
+def labels(rng: random.Random, world: World) -> None:
+    """Rows of classes: names of all kinds, and numbers that are none of them."""
+    names = rng.sample(TEXTS[:-1], rng.randint(1, 4))
+    numbers = [rng.choice([None, -1, 0, 0, 1, 2, 99, 2**31]) for _ in range(rng.randint(1, 4))]
+    other = [rng.choice([*TEXTS, *VALUES[:14]]) for _ in numbers]
+    columns = {"text": [rng.choice(TEXTS) for _ in numbers], "label": numbers if rng.random() < 0.6 else other}
+    try:
+        dataset = Dataset.from_dict(columns)
+        if rng.random() < 0.7:
+            dataset = dataset.cast_column("label", ClassLabel(names=names))
+    except Exception:  # what datasets does not take never reaches the package
+        return
+    mapping = rng.choice([None, {"question": "text", "answer": "label"}, {"prompt": "label", "completion": "text"}])
+    tokenize_rows(format_rows(dataset, "auto", "classes", mapping), world.tokenizer, rng.choice([None, 8]))
+
+
 def files(rng: random.Random, world: World) -> None:
     """Files of rows, as `tasks` and `target` name them."""
     folder = world.scratch / "files"
@@ -336,6 +357,7 @@ def records(rng: random.Random, world: World) -> None:
     folder = world.scratch / "run"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(world.finished, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "plots", "*.html"))
+    unsealed(folder)
     path = folder / rng.choice(RECORDS)
     if path.suffix == ".json" and path.is_file() and rng.random() < 0.7:
         path.write_text(json.dumps(spoiled(rng, json.loads(path.read_text())), default=str, skipkeys=True))
@@ -345,7 +367,7 @@ def records(rng: random.Random, world: World) -> None:
         path.parent.mkdir(exist_ok=True)
         some = {"tasks": ["next"], "seed": 1, "dev_loss": 1.0, "key": "x", "points": [[1.0]], "losses": [1.0]}
         path.write_text(json.dumps(spoiled(rng, some), default=str, skipkeys=True))
-    look = rng.randrange(5)
+    look = rng.randrange(7)
     if look == 0:
         read_run(folder)
     elif look == 1:
@@ -357,6 +379,12 @@ def records(rng: random.Random, world: World) -> None:
         config = RunConfig.from_dict(world.values)
         fit_run_estimator(folder, config).predict([["next"]])
         true_losses(folder, config)
+    elif look == 4:
+        write_html_report(folder)
+    elif look == 5:
+        explorer = Explorer(folder)
+        explorer.answer({"next": 1.0})
+        explorer.facts()
     elif (folder / "response.json").is_file():
         ResponseEstimate.load(folder / "response.json")
 
@@ -408,6 +436,7 @@ KINDS: dict[str, Callable[[random.Random, World], None]] = {
     "configuration": configuration,
     "yaml": yaml_text,
     "rows": rows,
+    "labels": labels,
     "files": files,
     "arrays": arrays,
     "store files": store_files,

@@ -43,8 +43,8 @@ class Fault:
 class Operations:
     """An audit hook: counts what a process changes in a folder, and lets the fault happen."""
 
-    def __init__(self, folder: Path, fault: Fault | None) -> None:
-        self.folder = str(folder)
+    def __init__(self, folder: Path, log: Path, fault: Fault | None) -> None:
+        self.folder, self.log = str(folder), log
         self.fault = fault
         self.count = 0
 
@@ -59,7 +59,13 @@ class Operations:
         if fault.kind in ERRORS:
             raise OSError(ERRORS[fault.kind], os.strerror(ERRORS[fault.kind]), args[0])
         if self.count == fault.operation and fault.kind in SIGNALS:
-            os.kill(os.getpid(), SIGNALS[fault.kind])
+            send(fault, self.log)
+
+
+def send(fault: Fault, log: Path) -> None:
+    """Send this process the signal of a fault, and leave beside the log a file that says when."""
+    log.with_suffix(".sent").touch()
+    os.kill(os.getpid(), SIGNALS[fault.kind])
 
 
 def shift_clock(operations: Operations) -> None:
@@ -78,12 +84,12 @@ def run_command(arguments: list[str], folder: Path, log: Path, fault: Fault | No
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    operations = Operations(folder, fault)
+    operations = Operations(folder, log, fault)
     sys.addaudithook(operations)
     if fault is not None and fault.kind == "clock":
         shift_clock(operations)
     if fault is not None and fault.seconds:
-        timer = threading.Timer(fault.seconds, os.kill, [os.getpid(), SIGNALS[fault.kind]])
+        timer = threading.Timer(fault.seconds, send, [fault, log])
         timer.daemon = True
         timer.start()
     code = main(arguments)

@@ -1,6 +1,6 @@
-"""One rank of a command, of which one dies, or all are told to end, in the middle of a training.
+"""One rank of a command, of which one dies or raises, or all are told to end, in the middle of a training.
 
-accelerate launch ... tests/reliability/rank_command.py RANK SIGNAL STEP run config.yaml
+accelerate launch ... tests/reliability/rank_command.py RANK SIGNAL|RAISE STEP run config.yaml
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from hf_tasksel.cli.main import main
 from hf_tasksel.training.trainer import TaskSelectionTrainer
 
 
-def signal_at(rank: int, number: int, step: int) -> None:
-    """Send a signal to a rank (to every rank if -1) before a training step; every rank counts its own."""
+def fail_at(rank: int, what: str, step: int) -> None:
+    """Let a rank (every rank if -1) fail before a training step; every rank counts its own."""
     train, steps = TaskSelectionTrainer.training_step, [0]
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         steps[0] += 1
         if steps[0] == step and rank in (-1, int(os.environ["RANK"])):
-            os.kill(os.getpid(), number)
+            if what == "RAISE":
+                raise RuntimeError("the accelerator is gone")
+            os.kill(os.getpid(), signal.Signals[what])
         return train(self, *args, **kwargs)
 
     TaskSelectionTrainer.training_step = training_step
 
 
 if __name__ == "__main__":
-    signal_at(int(sys.argv[1]), signal.Signals[sys.argv[2]], int(sys.argv[3]))
+    fail_at(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
     sys.exit(main(sys.argv[4:]))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import signal
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
+from datasets.config import HF_CACHE_HOME
 
 from conftest import small_run, word_rows, write_jsonl
 from hf_tasksel import SelectionResult
@@ -18,6 +25,7 @@ from hf_tasksel.data.formatting import format_rows, tokenize_rows
 from hf_tasksel.data.tasks import load_tasks
 from hf_tasksel.pipeline import pipeline
 from reliability.bad_input import KINDS, MESSAGES, World, try_case
+from reliability.faulty_command import WRITING
 
 FEW, MANY = 25, 1500
 SECONDS_A_CASE = 60
@@ -30,27 +38,56 @@ def world(base_folder, task_folder, finished_run, tmp_path_factory) -> World:
     return World.of(base_folder, task_folder, finished_run, scratch, values)
 
 
+class Written:
+    """An audit hook: which files were written, while it is told to look; hooks cannot be removed."""
+
+    def __init__(self) -> None:
+        self.looks = False
+        self.paths: set[Path] = set()
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        opened = event == "open" and isinstance(args[2], int) and bool(args[2] & WRITING)
+        made = event in ("os.mkdir", "os.rename") and args[-1] == -1  # or else it is relative to a folder
+        if self.looks and (opened or made) and isinstance(args[0], str | os.PathLike):
+            self.paths.add(Path(args[event == "os.rename"]).absolute())
+
+    @contextlib.contextmanager
+    def nothing_outside(self, *folders: Path) -> Iterator[None]:
+        """Fail when the block writes anything outside of some folders; devices and temporary files do not count."""
+        self.paths.clear()
+        self.looks = True
+        try:
+            yield
+        finally:
+            self.looks = False
+        allowed = [*(f"{folder.absolute()}/" for folder in folders), "/dev/", f"{tempfile.gettempdir()}/tmp"]
+        assert not [path for path in self.paths if not str(path).startswith(tuple(allowed))]
+
+
+WRITTEN = Written()
+
+
 def hang(number: int, frame: object) -> None:
     raise TimeoutError(f"a case took more than {SECONDS_A_CASE} seconds")
 
 
 def try_all(kind: str, numbers: range, world: World) -> int:
     """Try cases; returns how many were refused."""
-    before = sorted(Path.cwd().iterdir())
     failed, refused = [], 0
     signal.signal(signal.SIGALRM, hang)
-    for number in numbers:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                signal.alarm(SECONDS_A_CASE)
-                refused += try_case(kind, number, world)
-        except Exception as error:
-            failed.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:300]!r}")
-        finally:
-            signal.alarm(0)
+    with WRITTEN.nothing_outside(world.scratch, Path(HF_CACHE_HOME)):
+        for number in numbers:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    signal.alarm(SECONDS_A_CASE)
+                    refused += try_case(kind, number, world)
+            except Exception as error:
+                failed.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:300]!r}")
+            finally:
+                signal.alarm(0)
     assert not failed, "\n".join(failed[:20])
-    assert sorted(Path.cwd().iterdir()) == before, "nothing is written outside of the output folder"
     return refused
 
 

@@ -37,6 +37,15 @@ def launch(folder: Path, values: dict[str, Any], ranks: int, *fault: str) -> sub
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def test_a_rank_that_fails_ends_all_with_its_error(base_folder, task_folder, tmp_path):
+    values = small_run(base_folder, task_folder, tmp_path / "out")
+    started = time.perf_counter()
+    ended = launch(tmp_path, values, 2, "1", "RAISE", "3")
+    assert ended.returncode != 0
+    assert "RuntimeError: the accelerator is gone" in ended.stderr
+    assert time.perf_counter() - started < 60 + 60, "loading, and a minute"
+
+
 NO_FAULT = ("-1", "SIGCONT", "0")
 
 

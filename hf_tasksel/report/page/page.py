@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ...core.files import atomic_path
+from ...core.files import as_written, atomic_path
 from ...records.evaluation_rows import disappointment
 from ...records.files import RunFiles, read_run
 from ...records.record import REPORT_FILE
@@ -52,7 +52,9 @@ def write_html_report(output_dir: str | Path) -> Path:
     Raises:
         TaskSelectionError: when it is not the folder of a run, a file in it cannot be read, or the page not written.
     """
-    page = render(read_run(output_dir))
+    files = read_run(output_dir)
+    with as_written(output_dir):
+        page = render(files)
     path = Path(output_dir) / REPORT_FILE
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
