@@ -3,8 +3,9 @@
     python benchmarks/reliability.py                          # an hour on two cores
     python benchmarks/reliability.py --junit a.xml b.xml      # of runs of pytest that left these files
 
-Writes benchmarks/results/reliability.json: for each file of tests how many passed and failed, the seconds, and the
-sums of what tests put on record (files damaged, cases tried and refused), or what single ones measured.
+Writes benchmarks/results/reliability.json: trials of each kind and how many survived; for each file of tests how many
+passed and failed, the seconds, and the sums of what tests put on record (files damaged, cases tried and refused), or
+what single ones measured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
 
 SUMMED = ("files", "cases", "refused")
+TRIALS = {  # start of a test's name -> what its cases are
+    "test_a_run_that_was_ended": "runs",
+    "test_a_later_command_that_was_ended": "later commands",
+    "test_a_disk_that_fills_up": "small disks",
+    "test_a_push_is_whole": "pushes",
+    "test_a_run_that_is_pushed": "pushes",
+}
 
 
 def main() -> int:
@@ -44,7 +52,7 @@ def main() -> int:
 def write(reports: Sequence[Path]) -> int:
     """Write the sums; returns how many tests failed."""
     found: dict[str, dict[str, Any]] = defaultdict(lambda: {"passed": 0, "failed": 0, "seconds": 0.0})
-    trials = {"trials": 0, "survived": 0}
+    trials: dict[str, dict[str, int]] = {}
     for case in [case for report in reports for case in ElementTree.parse(report).iter("testcase")]:
         entry = found[case.attrib["classname"].rsplit(".", 1)[-1]]
         if case.find("skipped") is not None:
@@ -52,8 +60,10 @@ def write(reports: Sequence[Path]) -> int:
         passed = case.find("failure") is None and case.find("error") is None
         entry["passed" if passed else "failed"] += 1
         entry["seconds"] = round(entry["seconds"] + float(case.attrib["time"]), 1)
-        if case.attrib["name"].startswith("test_a_run_that_was_ended"):
-            trials = {"trials": trials["trials"] + 1, "survived": trials["survived"] + passed}
+        kind = next((TRIALS[start] for start in TRIALS if case.attrib["name"].startswith(start)), None)
+        if kind is not None:
+            before = trials.get(kind, {"trials": 0, "survived": 0})
+            trials[kind] = {"trials": before["trials"] + 1, "survived": before["survived"] + passed}
         for item in case.iter("property"):
             name, value = item.attrib["name"], float(item.attrib["value"])
             if name in SUMMED:
@@ -63,7 +73,12 @@ def write(reports: Sequence[Path]) -> int:
     failed = sum(entry["failed"] for entry in found.values())
     write_json(
         RESULTS / "reliability.json",
-        {"command": "python benchmarks/reliability.py", "versions": versions(), **trials, "tests": dict(found)},
+        {
+            "command": "python benchmarks/reliability.py",
+            "versions": versions(),
+            "trials": trials,
+            "tests": dict(found),
+        },
     )
     print(f"{failed} of {sum(e['passed'] + e['failed'] for e in found.values())} tests failed")
     return failed

@@ -345,13 +345,23 @@ def reliability() -> str:
     """How often promises were tried, and kept; what was not run has no line."""
     found, soak = result("reliability"), result("soak")
     tests, first, last = found["tests"], soak["second_quarter"], soak["last_quarter"]
-    rows = [["runs that were ended and went on", found["trials"], f"{found['survived']} to the result of a whole run"]]
+    rows: list[list[Any]] = [
+        [what, found["trials"][kind]["trials"], f"{found['trials'][kind]['survived']} {good}"]
+        for kind, what, good in (
+            ("runs", "runs that were ended and went on", "to the result of a whole run"),
+            ("later commands", "the same of `verify`, `export`, `expansion`", "to the result of a whole command"),
+            ("small disks", "real disks that a run filled", "went on once there was space"),
+            ("pushes", "pushes that lost the network", "left all or nothing of a commit, and were made whole"),
+        )
+        if kind in found["trials"]
+    ]
     for name, what, count in (
         ("test_damage", "files damaged in four ways", "files"),
         ("test_ranks", "ranks that died, or were told to end", "passed"),
         ("test_bad_input", "cases of bad input", "cases"),
         ("test_numbers", "tests of numbers at the edge", "passed"),
         ("test_security", "tests of security", "passed"),
+        ("test_hostile_repository", "tests with hostile repositories", "passed"),
     ):
         if name in tests:
             refused = f"{tests[name]['refused']:,} refused; " if "refused" in tests[name] else ""

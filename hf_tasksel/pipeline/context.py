@@ -9,6 +9,7 @@ from ..config.run_config import RunConfig
 from ..core.distributed import barrier, distributed_rank
 from ..core.version import versions
 from ..records.record import RunRecord
+from ..records.true_runs import drop_damaged
 from .checks import check_config
 from .materials import Materials
 
@@ -19,7 +20,7 @@ class Run:
     Args:
         config: the run configuration.
         say: where messages go, on the first rank.
-        repair: collect the samples of damaged gradient shards again instead of stopping at them.
+        repair: make again what is damaged instead of stopping at it.
         record: keep run.json in step; helper processes of a run leave that to it.
 
     Raises:
@@ -37,6 +38,8 @@ class Run:
         self._say = say
         self.record = RunRecord(self.output_dir, read_only=not record)
         self.materials = Materials(config, self.say, self.record)
+        if repair and distributed_rank()[0] == 0:
+            drop_damaged(self.output_dir, self.say)
         barrier()
         if not self.record.values["stages"]:
             self.keep_config()

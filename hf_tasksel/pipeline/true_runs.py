@@ -174,5 +174,5 @@ def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool, folder
         drawn=row_counts(tasks),
     )
     if distributed_rank()[0] == 0:
-        write_sealed(path, {**result.to_dict(), "key": run_key(run)})
+        write_sealed(path, {**result.to_dict(), "key": run_key(run), "name": path.stem})
     barrier()

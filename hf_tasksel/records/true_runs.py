@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,21 @@ def read_truth(path: Path) -> dict[str, Any]:
         values = read_sealed(path)
         if missing := {"tasks", "seed", "dev_loss"} - {*values}:
             raise TaskSelectionError(f"{path} is damaged: it has no {min(missing)}")
+        if values.get("name", path.stem) != path.stem:
+            raise TaskSelectionError(f"{path} is damaged: it is the result of another fine-tune")
     except TaskSelectionError as error:
-        raise TaskSelectionError(f"{error}; delete it, and `hf-tasksel verify` trains it again") from None
+        raise TaskSelectionError(f"{error}; `hf-tasksel verify --repair` trains it again") from None
     return values
+
+
+def drop_damaged(output_dir: Path, say: Callable[[str], None]) -> None:
+    """Delete the files of fine-tunes that cannot be read."""
+    for path in sorted((output_dir / TRUTH_FOLDER).glob("*.json")):
+        try:
+            read_truth(path)
+        except TaskSelectionError as error:
+            say(f"{error}: deleted")
+            path.unlink()
 
 
 def true_losses(output_dir: Path, config: RunConfig) -> tuple[list[list[str]], list[list[float]]]:

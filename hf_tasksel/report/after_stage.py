@@ -9,16 +9,14 @@ from pathlib import Path
 from ..config.run_config import RunConfig
 from ..core.distributed import barrier, distributed_rank
 from ..core.files import read_json
-from ..gradients.expansion import ExpansionError
 from ..records.affinity import AFFINITY_FILE
 from ..records.evaluation_rows import EVALUATION_FILE, read_evaluation
-from ..records.files import EXPANSION_FILE, VERIFICATION_FILE
 from ..records.record import REPORT_FILE
 from ..selection.analysis.grouping import TaskAffinity
 from ..selection.result import SelectionResult
 from .page.page import write_html_report
-from .plots import plot_affinity, plot_expansion, plot_fidelity, plot_selection
-from .publish import write_report
+from .plots import plot_affinity, plot_selection
+from .publish import plot_measured, write_report
 from .watching import log_results, log_selection
 
 
@@ -72,22 +70,15 @@ def show_fine_tunes(config: RunConfig, output_dir: Path) -> None:
     log_results(config, output_dir, read_evaluation(output_dir / "final" / EVALUATION_FILE))
 
 
-def show_verification(config: RunConfig, output_dir: Path) -> None:
-    """Draw estimates against true losses; card and pictures of a finished run show them too."""
-    found = read_json(output_dir / VERIFICATION_FILE)
-    plot_fidelity(found["calibrated"], found["true_losses"], output_dir / "plots" / "fidelity.png")
+def show_measured(config: RunConfig, output_dir: Path) -> None:
+    """Draw what was measured about estimates; card and pictures of a finished run show it too."""
+    plot_measured(output_dir)
     show_results(config, output_dir)
-
-
-def show_expansion(config: RunConfig, output_dir: Path) -> None:
-    """Draw how the errors of the expansion grow with the distance."""
-    rows = read_json(output_dir / EXPANSION_FILE)["errors"]
-    plot_expansion([ExpansionError(**row) for row in rows], output_dir / "plots" / "expansion.png")
 
 
 SHOWN: dict[str, Callable[[RunConfig, Path], None]] = {
     "select": show_selection,
     "fine-tune": show_fine_tunes,
-    "verify": show_verification,
-    "expansion": show_expansion,
+    "verify": show_measured,
+    "expansion": show_measured,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,22 @@ import yaml
 
 from ..config.run_config import RunConfig
 from ..core.checksums import write_sealed
+from ..core.errors import TaskSelectionError
 from ..core.files import read_json, write_json
 from ..core.hub import upload
 from ..core.version import versions
 from ..data.sources import is_hub_dataset, used_datasets
+from ..gradients.expansion import ExpansionError
 from ..records.estimator import fit_run_estimator
 from ..records.evaluation_rows import EVALUATION_FILE, EvaluationRow, read_evaluation
 from ..records.evidence import EVIDENCE_FOLDER, STORES_FILE, stage_evidence
-from ..records.files import VERIFICATION_FILE
+from ..records.files import EXPANSION_FILE, VERIFICATION_FILE
+from ..records.integrity import refuse_damage
 from ..records.record import RUN_FILE, read_record, without_folders
 from ..selection.result import SELECTION_FILE, SelectionResult
 from .card import CardInfo, plain_card, write_card
 from .hub import ADAPTER_CONFIG, dataset_licences, push
-from .plots import plot_evaluation, plot_selection
+from .plots import plot_evaluation, plot_expansion, plot_fidelity, plot_selection
 
 
 def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult) -> None:
@@ -33,10 +37,30 @@ def write_report(config: RunConfig, output_dir: Path, selection: SelectionResult
     rows = read_evaluation(output_dir / "final" / EVALUATION_FILE)
     plot_selection(selection, plots / "selection.png", config.task_notes)
     plot_evaluation(rows, plots / "evaluation.png")
+    plot_measured(output_dir)
     shutil.copytree(plots, final / "plots", dirs_exist_ok=True)
     selection.save(final / SELECTION_FILE)
     write_sealed(final / RUN_FILE, without_folders(read_record(output_dir)))
     write_card(final, card_info(config, output_dir, selection, rows))
+
+
+def plot_measured(output_dir: Path) -> None:
+    """Draw estimates against true losses, and how the errors of the expansion grow, where they were measured."""
+    plots = output_dir / "plots"
+    if verified := measured(output_dir / VERIFICATION_FILE):
+        plot_fidelity(verified["calibrated"], verified["true_losses"], plots / "fidelity.png")
+    if expansion := measured(output_dir / EXPANSION_FILE):
+        plot_expansion([ExpansionError(**row) for row in expansion["errors"]], plots / "expansion.png")
+
+
+def measured(path: Path) -> dict[str, Any] | None:
+    """Return what a command measured; None where it did not, or, with a warning, where the file is damaged."""
+    try:
+        refuse_damage(path.parent, read_record(path.parent), [path.name])
+        return read_json(path) if path.is_file() else None
+    except TaskSelectionError as error:
+        warnings.warn(f"it is left out of card and plots: {error}", stacklevel=2)
+        return None
 
 
 def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, rows: list[EvaluationRow]) -> CardInfo:
@@ -45,7 +69,6 @@ def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, r
     on_hub = [name for name in used if is_hub_dataset(name)]
     target = config.target.test_dataset or config.target.dataset or ""
     adapter = read_json(output_dir / "final" / ADAPTER_CONFIG)
-    verified = output_dir / VERIFICATION_FILE
     return CardInfo(
         base_model=config.model_name_or_path,
         selection=selection,
@@ -55,7 +78,7 @@ def card_info(config: RunConfig, output_dir: Path, selection: SelectionResult, r
         target_dataset=target if is_hub_dataset(target) else None,
         repo_id=config.hub.repo_id or "THIS_REPO",
         is_encoder_decoder=adapter["task_type"] == "SEQ_2_SEQ_LM",
-        verification=read_json(verified) if verified.is_file() else None,
+        verification=measured(output_dir / VERIFICATION_FILE),
         task_notes=config.task_notes,
         versions=versions(),
         command="hf-tasksel run config.yaml",

@@ -63,6 +63,9 @@ def test_class_labels_become_their_names_and_missing_ones_become_empty():
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     rows = Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
     assert format_rows(rows, "classification", "t")["completion"] == [" yes", ""]
+    rows = Dataset.from_dict({"text": ["a"], "label": [7]}).cast_column("label", features["label"])
+    with pytest.raises(DataError, match=r"task 't', row 0: its label 7 is none of the 2 classes"):
+        format_rows(rows, "classification", "t")
 
 
 def test_messages_are_split_at_the_last_assistant_turn():

@@ -54,7 +54,7 @@ def pretend_to_train(run: Run, tasks: list[str], seed: int, accuracy: bool, fold
     """Leave a result as a true fine-tune would."""
     path = true_runs.truth_path(run, tasks, seed, accuracy)
     some = read_sealed(next(path.parent.glob("*.json")))
-    write_sealed(path, {**some, "tasks": tasks, "seed": seed, "dev_loss": 4.0 + len(tasks) / 10})
+    write_sealed(path, {**some, "tasks": tasks, "seed": seed, "dev_loss": 4.0 + len(tasks) / 10, "name": path.stem})
     pretended.append(path)
 
 

@@ -17,9 +17,13 @@ from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.core.files import read_json
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.expansion import check_expansion
 from hf_tasksel.pipeline.stages import meta_training
-from reliability.test_faults import assert_same_result
+from hf_tasksel.pipeline.verification import verify
+from reliability.test_faults import assert_same_result, content
 
+# they say when, how long it took, and which rank did it
+CHANGING = ("run.json", "README.md", "manifest.json", "meta.json", "training_log.json")
 COSTLY = ("meta/", "gradients/")
 RESULTS = ("meta/adapter_model.safetensors", "manifest.json")  # to delete one asks for it again
 OF_TRAINER = ("trainer_state", "scheduler", "optimizer", "rng_state", "training_args")
@@ -67,6 +71,7 @@ def swapped(path: Path, other: Path) -> None:
     shutil.copyfile(other, path)
 
 
+LATER = ("truth/*.json", "verification.json", "expansion.json", "plots/fidelity.png", "plots/expansion.png")
 DAMAGES: tuple[Callable[[Path, Path], None], ...] = (truncated, flipped, deleted, swapped)
 
 
@@ -168,3 +173,49 @@ def check(damage, name: str, finished: Path, other: Path, values: dict) -> None:
     again = {stage for stage in after if after[stage] != before[stage]}
     allowed = next((stages for start, stages in STAGE_OF.items() if name.startswith(start)), set())
     assert again <= allowed, (name, damage)
+    if not name.endswith(CHANGING):
+        assert content(out / name) == content(finished / name), (name, damage)
+
+
+@pytest.fixture(scope="module")
+def verified_run(finished_run, base_folder, task_folder, tmp_path_factory) -> Path:
+    """A finished run that was verified, and whose expansion was measured."""
+    values = small_run(base_folder, task_folder, tmp_path_factory.mktemp("verified") / "out")
+    out = Path(shutil.copytree(finished_run, values["output_dir"]))
+    run = Run(RunConfig.from_dict(values), lambda message: None)
+    verify(run, 3, processes=1)
+    check_expansion(run)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_later_commands_wrote(damage, verified_run, base_folder, task_folder, tmp_path, record_property):
+    """It is named, or nothing reads it; the command that wrote it brings it back, and nothing else is done again."""
+    files = [path for pattern in LATER for path in sorted(verified_run.glob(pattern))]
+    assert len(files) == 7
+    record_property("files", len(files))
+    for number, path in enumerate(files):
+        values = small_run(base_folder, task_folder, tmp_path / str(number))
+        out, name = Path(shutil.copytree(verified_run, values["output_dir"])), path.relative_to(verified_run)
+        damage(out / name, next(other for other in files if other != path and other.suffix == path.suffix))
+        heard = heard_of(lambda run: pipeline.run_all(run), values)
+        if damage is not deleted and path.suffix == ".json":
+            assert any(path.name in line for line in heard), (path.name, damage, heard)
+        heard += heard_of(lambda run: (verify(run, 3, processes=1), check_expansion(run)), values, repair=True)
+        assert not any("gradient pass" in line or "meta training" in line for line in heard), heard
+        assert content(out / name) == content(path), (path.name, damage)
+        shutil.rmtree(out)
+
+
+def heard_of(command, values: dict, *, repair: bool = False) -> list[str]:
+    """Return what a command says, warns of or refuses."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            command(Run(RunConfig.from_dict(values), said.append, repair=repair))
+        except TaskSelectionError as error:
+            assert not repair
+            said.append(str(error))
+    return [*said, *(str(warning.message) for warning in warned)]

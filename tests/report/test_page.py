@@ -157,7 +157,7 @@ def rename(values: Any, names: dict[str, str]) -> Any:
 
 def rename_run(out: Path, names: dict[str, str]) -> None:
     for path in [*out.glob("*.json"), *out.glob("*/*.json")]:
-        write_json(path, rename(read_json(path), names))
+        write_json(path, rename(json.loads(path.read_text()), names))
     rows = rename(pq.read_table(out / ESTIMATES_FILE).to_pylist(), names)
     pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), out / ESTIMATES_FILE)
 
@@ -206,7 +206,7 @@ def test_a_page_can_be_read_without_seeing_it(state):
 
 def test_what_was_measured_is_what_is_on_record(run_folder):
     page = page_of(run_folder)
-    rows = {row["model"]: row for row in read_json(run_folder / "final" / "evaluation.json")}
+    rows = {row["model"]: row for row in json.loads((run_folder / "final" / "evaluation.json").read_text())}
     for cells in page.table("Target loss")[1:]:
         row = rows.pop("base" if "base" in cells[0] else cells[0])
         assert cells[1:3] == [str(row["num_tasks"] or ""), str(row["train_samples"] or "")]
@@ -274,7 +274,7 @@ def test_verified_estimates_stand_beside_the_constant_and_the_ceiling(run_folder
 )
 def test_the_first_sentence_says_what_the_selection_was_worth(losses, words, run_folder):
     path = run_folder / "final" / "evaluation.json"
-    row = read_json(path)[0]
+    row = json.loads(path.read_text())[0]
     tests = dict(zip(("base", "all tasks", "selection"), losses, strict=True))
     write_json(path, [{**row, "model": name, "test_loss": loss} for name, loss in tests.items()])
     assert re.search(words, " ".join(page_of(run_folder).texts["p"][:2]))
