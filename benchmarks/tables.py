@@ -99,6 +99,32 @@ def gradient_costs() -> str:
     return markdown(header, rows, "gradient_costs")
 
 
+def memory() -> str:
+    """What a training step takes beside what is counted for it."""
+    rows = [
+        [
+            f"{case['rows']} × {case['length']}",
+            "checkpointed" if case["checkpointed"] else "kept",
+            f"{case['measured_mb']:,.0f}",
+            f"{case['counted_mb']:,.0f}",
+            f"{case['ratio']:.2f}",
+        ]
+        for case in result("memory")["cases"]
+    ]
+    header = ["rows × tokens", "activations", "measured, MB", "counted, MB", "counted ÷ measured"]
+    return markdown(header, rows, "memory")
+
+
+def model_memory() -> str:
+    """What models of real size take, as counted."""
+    found = result("memory")
+    keys = ("weights_gb", "four_bit_gb", "adapter_and_optimizer_gb", "row_gb", "row_checkpointed_gb")
+    rows = [[model["model"], *(f"{model[key]:.1f}" for key in keys)] for model in found["models"]]
+    row = f"a row of {found['length']:,} tokens"
+    header = ["model, GB", "weights", "in 4 bit", "adapter, optimizer", row, "the same, checkpointed"]
+    return markdown(header, rows, "memory")
+
+
 def projections() -> str:
     """Errors of sketches by kind and length, means over seeds."""
     found = result("projections")["rows"]
@@ -387,6 +413,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "reliability": reliability,
     "gradient_speed": gradient_speed,
     "gradient_costs": gradient_costs,
+    "memory": memory,
+    "model_memory": model_memory,
     "projections": projections,
     "expansion": expansion,
     "estimation_speed": estimation_speed,

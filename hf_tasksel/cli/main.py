@@ -88,9 +88,10 @@ def look(config: RunConfig, options: argparse.Namespace) -> tuple[dict[str, Any]
         from ..pipeline.preview import preview_data, print_preview
 
         return preview_data(config, options.show), print_preview
+    from ..pipeline.fitting import Devices
     from ..pipeline.plan import make_plan, print_plan
 
-    return make_plan(config), print_plan
+    return make_plan(config, Devices.of(options.gpus, options.gpu_memory)), print_plan
 
 
 def run_stage(current: Run, options: argparse.Namespace) -> Callable[[], None]:

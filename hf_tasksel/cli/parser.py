@@ -79,6 +79,9 @@ def add_stage(commands: Any, name: str, description: str) -> None:
     stage.add_argument("config", metavar="CONFIG.yaml")
     if name not in ("plan", "data"):
         stage.add_argument("--repair", action="store_true", help="make again what is damaged, and what depends on it")
+    if name == "plan":
+        stage.add_argument("--gpus", type=int, help="how many GPUs it is to fit on (those that are here, or 1)")
+        stage.add_argument("--gpu_memory", type=float, metavar="GB", help="memory of each (as of those that are here)")
     if name == "data":
         stage.add_argument("--show", type=int, default=1, metavar="N", help="how many rows of each task to print (1)")
     if name == "verify":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from ..gradients.costs import GradientCosts, gradient_costs
 from ..training.models import load_model_config, load_tokenizer, lora_config, quantization_config
 from .arguments import fine_tuning_arguments, meta_arguments
 from .chat_suggestion import suggest_chat
+from .fitting import Devices, find_fitting
 from .probe_plan import ladder
 from .training_steps import samples_per_step, training_steps
 
 
-def make_plan(config: RunConfig) -> dict[str, Any]:
+def make_plan(config: RunConfig, devices: Devices | None = None) -> dict[str, Any]:
     """Read data, tokenizer and model configuration (no weights) and return what each stage will cost.
+
+    `memory` says what each stage needs on a device, counted with the longest row, and what makes it fit on `devices`.
 
     Multiply-accumulates count weight matrices only: one per parameter and token in a forward pass; backward costs the
     same again, since the base's weights get no gradient. `seconds_at_least` is what they take at the speed of matrix
@@ -46,6 +50,7 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
     samples = {name: len(rows) for name, rows in encoded.items()}
     task_rows = np.bincount(encoded["train"]["task"], minlength=len(splits.task_names))
     parameters = count_parameters(config, model_config)
+    longest = max(len(ids) for rows in encoded.values() for ids in rows["input_ids"])
     passes = len(set(map(str, config.gradients.checkpoints)))
     costs = pass_costs(config, parameters, tokens["train"] / max(1, samples["train"]), samples_per_step(meta))
     forward_and_back = 2 * parameters["total"]
@@ -65,13 +70,13 @@ def make_plan(config: RunConfig) -> dict[str, Any]:
         "gradient_store_bytes": passes * costs.bytes_per_sample * (samples["train"] + samples["dev"]),
         "gradient_pass": costs.to_dict(),
         "adapter_bytes": 4 * parameters["trainable"],
-        "training_state_bytes": 4 * parameters["total"] + 12 * parameters["trainable"],
         "steps": {
             "meta training": training_steps(meta, samples["train"]),
             "one fine-tune on all tasks": training_steps(final, samples["train"]),
         },
         "multiply_accumulates": macs,
         "seconds_at_least": {stage: round(count / speed, 3) for stage, count in macs.items()},
+        "memory": asdict(find_fitting(config, model_config, meta, final, longest, devices)),
         "probes": ladder(config, final, task_rows, samples["dev"]),
         "notes": splits.report.lines() + [note for note in [suggest_chat(splits, tokenizer)] if note],
     }
@@ -146,10 +151,9 @@ def print_plan(plan: dict[str, Any]) -> None:
     cost.add_row("projection in memory", readable_bytes(gradients["projection_bytes"]))
     cost.add_row("a gradient pass ÷ a training epoch", f"{gradients['relative_to_training']:.2f}")
     cost.add_row("  training steps per million samples", f"{gradients['steps_per_million_samples']:,}")
-    cost.add_row(
-        "weights and optimizer in memory, float32, without activations", readable_bytes(plan["training_state_bytes"])
-    )
     console.print(cost)
+    console.print(memory_table(plan["memory"]))
+    console.print(memory_advice(plan["memory"]), highlight=False, markup=False)
     console.print(stages_table(plan))
     console.print(probes_table(plan))
     for line in plan["notes"]:
@@ -166,6 +170,29 @@ def stages_table(plan: dict[str, Any]) -> Table:
         seconds = readable_seconds(plan["seconds_at_least"][stage])
         table.add_row(stage, "" if steps is None else f"{steps:,}", f"{macs:.2e}", seconds)
     return table
+
+
+def memory_table(memory: dict[str, Any]) -> Table:
+    """What each stage needs on a device, as configured and after the change that makes all fit."""
+    table = Table(title=f"memory on each GPU, longest row {memory['longest_row']:,} tokens", title_justify="left")
+    is_changed = bool(memory["changed"]) and memory["change"] != ""
+    for name in ("", "as configured", *(["changed"] if is_changed else [])):
+        table.add_column(name, justify="right" if name else "left")
+    for stage, needed in memory["stages"].items():
+        cells = [needed, memory["changed"][stage]] if is_changed else [needed]
+        table.add_row(stage, *("cannot be counted" if c is None else readable_bytes(c) for c in cells))
+    return table
+
+
+def memory_advice(memory: dict[str, Any]) -> str:
+    """Say what makes all stages fit."""
+    if memory["changed"] is None:
+        return "`--gpus 8 --gpu_memory 80` would say whether that fits on eight GPUs of 80 GB, and what makes it fit"
+    if memory["change"] is None:
+        return "it does not fit, changed or not: take shorter rows (max_length), a smaller model or larger GPUs"
+    advice = f"it fits with {memory['change']}" if memory["change"] else "it fits"
+    launch = memory["accelerate_config"]
+    return f"{advice}; launch with `accelerate launch --config_file {launch}`" if launch else advice
 
 
 def probes_table(plan: dict[str, Any]) -> Table:
