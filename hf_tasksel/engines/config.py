@@ -17,6 +17,8 @@ class EngineConfig:
         processes: `local`: fine-tunes at the same time; one per accelerator, or two on a CPU with more than one core,
             if None. The other engines run as many as there are resources for.
         cpus, gpus: of one fine-tune, `ray` and `slurm`; a fraction of a GPU lets several share one under Ray.
+        ranks: processes that train one fine-tune together, each on a GPU of its own, as `accelerate launch` starts
+            them. They share its batches, so that its result stays the same.
         retries: how often a fine-tune whose worker was lost is begun again.
         options: `ray`: arguments of `ray.init`, such as `address`; `slurm`: those of `submitit.AutoExecutor`, such
             as `slurm_partition` and `timeout_min`, and `cluster: local` to try it without Slurm.
@@ -26,10 +28,11 @@ class EngineConfig:
     processes: int | None = None
     cpus: int = 1
     gpus: float = 0.0
+    ranks: int = 1
     retries: int = 2
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("processes", 1), ("cpus", 1), ("gpus", 0), ("retries", 0)):
+        for name, least in (("processes", 1), ("cpus", 1), ("ranks", 1), ("gpus", 0), ("retries", 0)):
             if (value := getattr(self, name)) is not None and not value >= least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")

@@ -23,7 +23,8 @@ class LocalEngine:
     """Processes that end with this one; see `Engine`."""
 
     def __init__(self, config: EngineConfig, folder: Path, say: Callable[[str], None]) -> None:
-        self.processes = config.processes or default_processes()
+        self.processes = config.processes or default_processes(config.ranks)
+        self.ranks = config.ranks
         self.retries = Retries(config.retries, say)
 
     def run(self, work: Work, jobs: Sequence[Job]) -> Iterator[int]:
@@ -42,7 +43,7 @@ class LocalEngine:
         context = multiprocessing.get_context("spawn")
         count = min(self.processes, len(jobs))
         threads, numbers = max(1, cpu_count() // count), context.Value("i", 0)
-        with ProcessPoolExecutor(count, context, start_worker, (numbers, threads)) as pool:
+        with ProcessPoolExecutor(count, context, start_worker, (numbers, threads, self.ranks)) as pool:
             futures: dict[Future[None], int] = {pool.submit(work, *job): number for number, job in jobs.items()}
             try:
                 for future in as_completed(futures):
@@ -56,9 +57,10 @@ class LocalEngine:
                 raise
 
 
-def default_processes() -> int:
-    """Return how many jobs run at the same time unless said otherwise."""
-    return max(1, torch.accelerator.device_count()) if torch.accelerator.is_available() else min(2, cpu_count())
+def default_processes(ranks: int = 1) -> int:
+    """Return how many jobs of so many ranks run at the same time unless said otherwise."""
+    places = torch.accelerator.device_count() if torch.accelerator.is_available() else min(2, cpu_count())
+    return max(1, places // ranks)
 
 
 def cpu_count() -> int:
@@ -66,14 +68,25 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_worker(numbers: Any, threads: int) -> None:
-    """Give a worker process its share of the machine."""
+def start_worker(numbers: Any, threads: int, ranks: int) -> None:
+    """Give a worker process, and the ranks that it starts, their share of the machine."""
     with numbers.get_lock():
         number, numbers.value = numbers.value, numbers.value + 1
     threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
-    if torch.accelerator.is_available():
-        torch.accelerator.set_device_index(number % torch.accelerator.device_count())
     torch.set_num_threads(threads)
+    if ranks > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, threads // ranks))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own_devices(number, ranks))
+    elif torch.accelerator.is_available():
+        torch.accelerator.set_device_index(number % torch.accelerator.device_count())
+
+
+def own_devices(number: int, ranks: int) -> list[str]:
+    """Return the devices of the n-th worker, of those that this process may use; workers share where there are few."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    groups = max(1, len(devices) // ranks)
+    return devices[number % groups * ranks :][:ranks]
 
 
 def end_with(parent: int) -> None:

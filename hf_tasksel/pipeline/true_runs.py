@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from ..core.quiet import quiet_libraries
 from ..engines.config import EngineConfig
 from ..engines.engine import make_engine
 from ..engines.local import default_processes
+from ..engines.ranks import on_ranks
 from ..records.true_runs import TRUTH_FOLDER, TrueRun, read_true_run, true_run_key
 from ..training.evaluation import measure
 from ..training.fine_tuning import Choice, chosen_tasks, fine_tune, row_counts
@@ -68,7 +70,7 @@ def true_runs(
     if processes is not None:
         engine = dataclasses.replace(engine, processes=max(1, processes))
     if missing:
-        count = min(len(missing), engine.processes or default_processes())
+        count = min(len(missing), engine.processes or default_processes(engine.ranks))
         where = f", {count} at a time" if engine.name == "local" else f" by {engine.name}"
         run.say(f"{len(missing)} true fine-tunes{where}")
     with progress_bar(len(missing), "true fine-tunes", unit="run") as advance:
@@ -106,7 +108,8 @@ def is_done(run: Run, job: Job) -> bool:
 
 def finished_jobs(run: Run, jobs: list[Job], engine: EngineConfig) -> Iterator[None]:
     """Work through jobs, in this process or where the engine runs them, and yield after each."""
-    if engine.name == "local" and min(len(jobs), engine.processes or default_processes()) <= 1:
+    in_turn = engine.name == "local" and min(len(jobs), engine.processes or default_processes(engine.ranks)) <= 1
+    if in_turn and engine.ranks == 1:
         for job in jobs:
             measure_once(run, *job)
             yield
@@ -121,14 +124,44 @@ WORKER: dict[str, Run] = {}
 
 
 def worker_job(config: dict[str, Any], tasks: Choice, seed: int, accuracy: bool) -> None:
-    """Do one job in a worker process, which keeps its run for the next; one that is done is not done again."""
+    """Do one job in a worker process, or the ranks that it starts; one that is done is not done again."""
+    run = worker_run(config)
+    if is_done(run, (tasks, seed, accuracy)):
+        return
+    if run.config.engine.ranks > 1:
+        on_ranks(run.config.engine.ranks, rank_job, config, tasks, seed, accuracy)
+    else:
+        measure_once(run, tasks, seed, accuracy)
+
+
+def worker_run(config: dict[str, Any]) -> Run:
+    """Return the run of a configuration, which a worker process keeps for its next job."""
     key = value_fingerprint(config)
     if key not in WORKER:
         quiet_libraries(True)
         WORKER.clear()
         WORKER[key] = Run(RunConfig.from_dict(config), say=lambda message: None, record=False)
-    if not is_done(WORKER[key], (tasks, seed, accuracy)):
-        measure_once(WORKER[key], tasks, seed, accuracy)
+    return WORKER[key]
+
+
+def rank_job(config: dict[str, Any], tasks: Choice, seed: int, accuracy: bool) -> None:
+    """Do a share of one job, in a folder that all of its ranks see."""
+    run = worker_run(config)
+    folder = run.output_dir / JOBS_FOLDER / truth_path(run, tasks, seed, accuracy).stem
+    train_and_measure(run, tasks, seed, accuracy, folder, run.config.engine.ranks)
+    if distributed_rank()[0] == 0:
+        shutil.rmtree(folder)
+
+
+def shared_batch(size: int, ranks: int) -> int:
+    """Return the rows of a batch that each rank takes.
+
+    Raises:
+        ConfigError: when ranks cannot share it.
+    """
+    if size % ranks:
+        raise ConfigError(f"engine.ranks {ranks} cannot share batches of {size}: set a multiple as batch size")
+    return size // ranks
 
 
 def measure_once(run: Run, tasks: Choice, seed: int, accuracy: bool) -> None:
@@ -137,15 +170,25 @@ def measure_once(run: Run, tasks: Choice, seed: int, accuracy: bool) -> None:
         train_and_measure(run, tasks, seed, accuracy, Path(folder))
 
 
-def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool, folder: Path) -> None:
+def train_and_measure(run: Run, tasks: Choice, seed: int, accuracy: bool, folder: Path, sharing: int = 1) -> None:
     """Fine-tune, leave the adapter in a folder, measure, and leave the result as JSON.
+
+    Args:
+        run, tasks, seed, accuracy: the job.
+        folder: for the adapter.
+        sharing: how many ranks share the batches of the run's settings.
 
     Raises:
         TaskSelectionError: naming the subset that failed.
     """
     path, materials = truth_path(run, tasks, seed, accuracy), run.materials
     args = dataclasses.replace(
-        materials.final_args, output_dir=str(folder), seed=seed, data_seed=seed, disable_tqdm=True
+        materials.final_args,
+        output_dir=str(folder),
+        seed=seed,
+        data_seed=seed,
+        disable_tqdm=True,
+        per_device_train_batch_size=shared_batch(materials.final_args.per_device_train_batch_size, sharing),
     )
     started = time.perf_counter()
     try:

@@ -111,6 +111,56 @@ def test_counts_below_the_least_are_refused(values):
         EngineConfig(**values)
 
 
+def test_ranks_that_cannot_share_a_batch_are_refused():
+    from hf_tasksel.pipeline.true_runs import shared_batch
+
+    assert shared_batch(8, 2) == 4
+    with pytest.raises(ConfigError, match=r"engine.ranks 3 cannot share batches of 8"):
+        shared_batch(8, 3)
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "ranks", "expected"),
+    [
+        ("0,1,2,3", 0, 2, "01"),
+        ("0,1,2,3", 1, 2, "23"),
+        ("0,1,2,3", 2, 2, "01"),
+        ("4,6,7", 1, 2, "46"),
+        ("5", 0, 2, "5"),
+    ],
+)
+def test_workers_with_ranks_have_devices_of_their_own(visible, number, ranks, expected, monkeypatch):
+    from hf_tasksel.engines.local import own_devices
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert "".join(own_devices(number, ranks)) == expected
+
+
+@pytest.mark.slow
+def test_a_fine_tune_on_two_ranks_is_that_of_one(run_values, tmp_path, monkeypatch):
+    from hf_tasksel.config.run_config import RunConfig
+    from hf_tasksel.pipeline.context import Run
+    from hf_tasksel.pipeline.true_runs import true_runs
+
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.chdir(tmp_path)
+    engine = {"ranks": 2, "processes": 1}
+    there = Run(RunConfig.from_dict({**run_values, "output_dir": "out", "engine": engine}), lambda message: None)
+    here = Run(RunConfig.from_dict({**run_values, "output_dir": "here"}), lambda message: None)
+    (((found,),), ((expected,),)) = (true_runs(r, [["skip", "same"]], [1], processes=1) for r in (there, here))
+    assert found.dev_loss == pytest.approx(expected.dev_loss, rel=1e-4)
+    assert found.steps == expected.steps
+    assert not any((tmp_path / "out" / "jobs").iterdir()), "the adapter is thrown away"
+
+
+def test_what_a_rank_raises_is_raised(monkeypatch):
+    from hf_tasksel.engines.ranks import on_ranks
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    with pytest.raises(TaskSelectionError, match=r"of 2 failed: .*this one cannot be done"):
+        on_ranks(2, engine_jobs.fail, "this one")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ray", "slurm"])
 def test_true_fine_tunes_are_the_same_wherever_they_run(name, request, run_values, tmp_path, monkeypatch):
