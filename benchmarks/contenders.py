@@ -85,12 +85,14 @@ class Workload:
         }
 
 
-def make_workload(shape: str, device: str) -> Workload:
+def make_workload(shape: str, device: str, four_bit: bool = False) -> Workload:
     """Build a random Llama with a random adapter, and rows whose second half is the answer, sorted by length."""
     values = SHAPES[shape]
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(**values["config"])).to(values["dtype"])
+        if four_bit:
+            quantize(model)
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -113,6 +115,23 @@ def make_workload(shape: str, device: str) -> Workload:
     )
     batches = [pad(rows[i : i + BATCH_SIZE], device) for i in range(0, len(rows), BATCH_SIZE)]
     return Workload(model, Dataset.from_list(rows, features=features), batches, shape)
+
+
+def quantize(model: Any) -> None:
+    """Turn the linear layers of a model, but for its output embeddings, into layers of nf4, in place."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, torch.nn.Linear) or layer is model.get_output_embeddings():
+                continue
+            quantized = Linear4bit(
+                layer.in_features, layer.out_features, bias=False, compute_dtype=layer.weight.dtype, quant_type="nf4"
+            )
+            weight = layer.weight.data
+            quantized.weight = Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
+            setattr(parent, name, quantized.to(weight.device))
+    model.is_loaded_in_4bit = True
 
 
 def pad(features: list[dict[str, Any]], device: str = "cpu") -> dict[str, Tensor]:

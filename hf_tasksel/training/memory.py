@@ -79,7 +79,8 @@ def count_memory(
     kept = kept_bytes(model, length)
     checkpointed = None
     if kept is not None and layers:
-        model.gradient_checkpointing_enable()
+        checkpoint = "activation_checkpointing_enable"  # the newer name
+        getattr(model, checkpoint if hasattr(model, checkpoint) else "gradient_checkpointing_enable")()
         model.enable_input_require_grads()
         inputs = kept_bytes(model, length)
         checkpointed = None if inputs is None else inputs + (kept - inputs) // len(layers)
