@@ -85,15 +85,15 @@ def spoiled_store(finished: Path, kind: str) -> dict[str, bytes]:
 def hostile_files(finished: Path, kind: str) -> dict[str, bytes]:
     """Return the files of a repository of some kind."""
     huge = b"[" + b" " * MOST_BYTES + b"]"
-    run = json.loads((finished / "run.json").read_text())
-    run["config"]["estimator"]["surrogate"] = "evil:X"
+    run = {k: v for k, v in json.loads((finished / "run.json").read_text()).items() if k != "checksum"}
+    run["config"]["estimator"]["surrogate"] = "page:X"
     return {
         "store-huge": lambda: {"manifest.json": huge},
         "store-deep": lambda: {"manifest.json": b"[" * 1_000_000},
         "store-climbs": lambda: {"manifest.json": b"{}", "shard-../../../../evil.arrow": b"evil"},
         "space-huge": lambda: {"run/run.json": huge},
         "space-climbs": lambda: {"run/run.json": b"{}", "run/../../../../evil.json": b"evil"},
-        "space-code": lambda: {"run/run.json": json.dumps(run).encode(), "run/evil.py": b"raise SystemExit('ran')"},
+        "space-code": lambda: {"run/run.json": json.dumps(run).encode(), "run/page.py": b"raise SystemExit('ran')"},
         "selection-huge": lambda: {"selection.json": huge},
         "selection-list": lambda: {"selection.json": b"[1, [2]]"},
     }.get(kind, lambda: spoiled_store(finished, kind))()

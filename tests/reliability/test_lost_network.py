@@ -93,7 +93,7 @@ def test_a_run_that_is_pushed_to_two_repositories_is_made_whole_by_the_next_push
         assert not there or {sign, "README.md"} <= there, "a commit is whole or is not there"
     push_final(config, out)
     assert {"adapter_model.safetensors", "selection.json", "run.json"} <= files_there(hub, *MODEL)
-    assert {"manifest.json", "evidence/run.json", "evidence/stores.json"} <= files_there(hub, *STORE)
+    assert {"manifest.json", "run/run.json", "run/stores.json"} <= files_there(hub, *STORE)
 
 
 def files_there(hub, repo_id: str, repo_type: str) -> set[str]:
