@@ -1,7 +1,7 @@
 """Do the promises of docs/reliability.md hold? All tests of tests/reliability, and what they measured.
 
     python benchmarks/reliability.py                          # an hour on two cores
-    python benchmarks/reliability.py --junit a.xml b.xml      # of runs of pytest that left these files
+    python benchmarks/reliability.py --junit a.xml b.xml      # of runs of pytest; a later one counts
 
 Writes benchmarks/results/reliability.json: trials of each kind and how many survived; for each file of tests how many
 passed and failed, the seconds, and the sums of what tests put on record (files damaged, cases tried and refused), or
@@ -53,7 +53,8 @@ def write(reports: Sequence[Path]) -> int:
     """Write the sums; returns how many tests failed."""
     found: dict[str, dict[str, Any]] = defaultdict(lambda: {"passed": 0, "failed": 0, "seconds": 0.0})
     trials: dict[str, dict[str, int]] = {}
-    for case in [case for report in reports for case in ElementTree.parse(report).iter("testcase")]:
+    cases = [case for report in reports for case in ElementTree.parse(report).iter("testcase")]
+    for case in {(case.attrib["classname"], case.attrib["name"]): case for case in cases}.values():
         entry = found[case.attrib["classname"].rsplit(".", 1)[-1]]
         if case.find("skipped") is not None:
             continue
