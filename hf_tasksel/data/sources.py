@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
 import json
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
@@ -184,10 +186,24 @@ def load_file(path: str, loader: str, task: str, split: str = "train") -> Datase
     if loader == "json" and starts_with_null(path):
         raise DataError(f"task {task!r}: {path} could not be read: its first row is not a JSON object")
     try:
-        return load_dataset(loader, data_files=path, split=split)
+        with without_counting():
+            return load_dataset(loader, data_files=path, split=split)
     except Exception as error:
         blame = blame_json_line(path) if loader == "json" else None
         raise DataError(f"task {task!r}: {path} could not be read: {blame or first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def without_counting() -> Iterator[None]:
+    """Keep `datasets` from asking a server for every local file, to count how often its readers are used.
+
+    Each request waits for up to three seconds where the network swallows it.
+    """
+    before, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
 def starts_with_null(path: str) -> bool:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 
+import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 
@@ -137,6 +138,19 @@ def test_plain_text_has_a_row_per_line_and_all_of_it_is_learned(run_values, tmp_
 def test_a_folder_that_datasets_saved_is_read(run_values, tmp_path):
     Dataset.from_list(word_rows("mine", 6, 1)).save_to_disk(tmp_path / "saved")
     assert len(load(run_values, tasks={"mine": {"dataset": str(tmp_path / "saved")}}).train) == 6
+
+
+def test_local_files_are_read_without_asking_a_server(run_values, monkeypatch):
+    """`datasets` would, for each, where it is online, to count how often its readers are used."""
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append(1))
+    load(run_values)
+    assert asked == []
+    assert datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.load.increase_load_count("json")
+    assert asked, "or else this tests nothing"
 
 
 def test_a_folder_of_files_is_one_task(run_values, tmp_path):
