@@ -121,7 +121,7 @@ def model_memory() -> str:
     keys = ("weights_gb", "four_bit_gb", "adapter_and_optimizer_gb", "row_gb", "row_checkpointed_gb")
     rows = [[model["model"], *(f"{model[key]:.1f}" for key in keys)] for model in found["models"]]
     row = f"a row of {found['length']:,} tokens"
-    header = ["model, GB", "weights", "in 4 bit", "adapter, optimizer", row, "the same, checkpointed"]
+    header = ["model, GiB", "weights", "in 4 bit", "adapter, optimizer", row, "the same, checkpointed"]
     return markdown(header, rows, "memory")
 
 
