@@ -16,7 +16,8 @@ import sys
 from importlib import metadata
 
 FREE = re.compile(
-    r"apache|\bmit\b|bsd|isc|mpl|psf|python software foundation|zlib|hpnd|cc0|unlicense|bsl", re.IGNORECASE
+    r"apache|\bmit\b|bsd|\bisc\b|\bmpl|psf|python software foundation|zlib|hpnd|cc0|unlicense|bsl-1\.0|boost",
+    re.IGNORECASE,
 )
 EXTRA = re.compile(r"""extra == ["'](app|ray|slurm)["']""")  # what users install; the others are for working on it
 REFUSED = re.compile(r"\b(a?gpl|sspl|busl|cc-by-nc|proprietary|commercial)", re.IGNORECASE)

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..core.errors import TaskSelectionError
-from ..core.files import read_json
+from ..core.files import as_written, read_json
 from ..core.hub import one_sentence, upload, with_retries
 from ..core.version import __version__
 from ..gradients.store.format import MANIFEST_FILE, SHARDS
@@ -106,7 +106,8 @@ def fetch_model(repo_id: str, api: HfApi) -> Path:
     """Download the gradients and the evidence that were pushed beside a model; returns a folder of both."""
     with one_sentence(f"fetch {repo_id!r}"):
         record = read_json(Path(with_retries(lambda: api.hf_hub_download(repo_id, RUN_FILE))))
-    store_repo_id = record.get("config", {}).get("hub", {}).get("store_repo_id")
+    with as_written(f"run.json of {repo_id!r}"):
+        store_repo_id = record.get("config", {}).get("hub", {}).get("store_repo_id")
     if not store_repo_id:
         raise TaskSelectionError(
             f"{repo_id!r} was pushed without its gradients (hub.store_repo_id), so that nothing can be estimated: "

@@ -15,6 +15,7 @@ from .errors import TaskSelectionError
 
 EMBEDDED_PREFIX = "embedded:"
 MOST_BYTES = 1 << 28  # of a JSON file
+MOST_PARTS = 10_000_000  # in a JSON file
 SECONDS_ABANDONED = 60.0  # without a change; another machine may write here, too
 
 
@@ -79,7 +80,10 @@ def read_json(path: str | Path, kind: type | tuple[type, ...] = dict) -> Any:
     try:
         if (size := os.path.getsize(path)) > MOST_BYTES:
             raise TaskSelectionError(f"{path} has {size:,} bytes of JSON, more than {MOST_BYTES:,}: it is not read")
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
+        if sum(map(content.count, b",[{")) > MOST_PARTS:  # each of which takes many bytes in memory
+            raise TaskSelectionError(f"{path} has more than {MOST_PARTS:,} parts of JSON: it is not read")
+        values = json.loads(content.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise TaskSelectionError(f"{path} is not valid JSON ({error.msg} at line {error.lineno})") from None
     except RecursionError:

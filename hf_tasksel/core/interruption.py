@@ -2,7 +2,7 @@
 
 A command installs `stop_on_signals`. Long work then runs inside `saves_first` and asks `wanted_stop` at its safe
 points. Outside of it a signal ends the command where it stands: files are written whole or not at all. Python calls
-its handlers only between two steps of its own: a thread listens, too, and ends a process that waits in C for ever.
+its handlers only between two steps of its own: a thread listens, too, and ends a process that waits in C for too long.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -77,8 +76,7 @@ def _deadlines() -> Iterator[None]:
 
 def _start_clocks(reads: int) -> None:
     while number := os.read(reads, 1)[0]:
-        ends = number == signal.SIGTERM or (number == signal.SIGINT and _Signals.regions)
-        if ends and _Signals.deadline is None:
+        if number in SIGNALS and _Signals.deadline is None:
             _Signals.deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, [128 + number])
             _Signals.deadline.daemon = True
             _Signals.deadline.start()
@@ -102,14 +100,15 @@ def saves_first() -> Iterator[None]:
     finally:
         _Signals.regions -= 1
         if not _Signals.regions:
-            _forget()
+            _Signals.wanted = 0  # the clock goes on until the command has ended
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if not _Signals.regions or _Signals.wanted:
         _end(number)
     _Signals.wanted = number
-    print("\nhf-tasksel: saving what is done; once more ends at once", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # print would fail in the middle of another print
+        os.write(2, b"\nhf-tasksel: saving what is done; once more ends at once\n")
 
 
 def _end(number: int) -> None:

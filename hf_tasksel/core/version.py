@@ -22,7 +22,7 @@ def refuse_newer(values: Mapping[str, Any], what: str, reads: int = 1) -> None:
         TaskSelectionError: naming both versions.
     """
     found = values.get("format_version", reads)
-    if not isinstance(found, int) or found > reads:
+    if type(found) is not int or not 1 <= found <= reads:
         raise TaskSelectionError(
             f"{what} has format version {found}, this version of hf_tasksel reads {reads}: use the newer one that "
             "wrote it"

@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, TaskSelectionError
 from ..core.version import refuse_newer
 
 RUN_FILE = "run.json"
+OF_STAGE = ("files", "settings")  # mappings within a stage
 COPY_FILE = ".run.json.copy"  # for when the other is damaged
 FORMAT_VERSION = 1
 REPORT_FILE = "report.html"
@@ -202,7 +203,9 @@ def stored_record(output_dir: Path) -> dict[str, Any] | None:
     for path in (output_dir / RUN_FILE, output_dir / COPY_FILE):
         try:
             if path.is_file():
-                found[path] = read_sealed(path)
+                record = read_sealed(path)
+                refuse_shapeless(path, record)
+                found[path] = record
         except TaskSelectionError as error:
             problems.append(str(error))
     if problems and not found:
@@ -217,6 +220,17 @@ def stored_record(output_dir: Path) -> dict[str, Any] | None:
         warnings.warn(f"{problem}; its copy {COPY_FILE} is used", stacklevel=2)
     refuse_newer(found[path], str(path), FORMAT_VERSION)
     return found[path]
+
+
+def refuse_shapeless(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise `TaskSelectionError` for a record that no run wrote: it may be anybody's."""
+    stages = record.get("stages", {})
+    mappings = [stages, *(record.get(key, {}) for key in ("config", "data", "files"))]
+    if isinstance(stages, dict):
+        mappings += stages.values()
+        mappings += [stage.get(key, {}) for stage in stages.values() if isinstance(stage, dict) for key in OF_STAGE]
+    if not all(isinstance(values, dict) for values in mappings):
+        raise TaskSelectionError(f"{path} is damaged: it does not hold what a run writes")
 
 
 def right_record(output_dir: Path, found: Mapping[Path, Mapping[str, Any]]) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ from transformers import (
 )
 
 from ..core.errors import ConfigError, DataError, did_you_mean
-from ..core.files import resolve_path
+from ..core.files import resolve_path, write_json
 from ..data.formatting import tokenize_rows
 from ..data.tasks import combine_tasks, task_names
 from ..selection.mixture import MixtureResult
 from ..selection.result import SelectionResult
 from .models import DEFAULT_LORA
-from .resumable import go_on
+from .resumable import go_on, hide_token
 from .step_bar import show_progress
 
 
@@ -105,6 +104,7 @@ def fine_tune(
         task_type = TaskType.SEQ_2_SEQ_LM if is_encoder_decoder else TaskType.CAUSAL_LM
         peft_config = LoraConfig(**DEFAULT_LORA, task_type=task_type)
     trainer = make_trainer(base, args, rows, tokenizer, peft_config)
+    hide_token(trainer)
     show_progress(trainer, f"fine-tuning on {len(chosen)} tasks")
     started = time.perf_counter()
     go_on(trainer, resume_from_checkpoint)
@@ -118,7 +118,7 @@ def fine_tune(
         if isinstance(selection, SelectionResult | MixtureResult):
             selection.save(output_dir)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        (output_dir / "training_log.json").write_text(json.dumps(history) + "\n", encoding="utf-8")
+        write_json(output_dir / "training_log.json", history)
     trainer.accelerator.wait_for_everyone()
     return TunedModel(output_dir, chosen, len(rows), trainer.state.global_step, seconds)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -31,6 +33,27 @@ def go_on(trainer: Any, checkpoint: str | None) -> None:
     except UnpicklingError as error:
         raise ModelError(f"{checkpoint} holds a pickle that runs code: delete it, it was not written here") from error
     refuse_non_finite(trainer.model)
+
+
+@contextlib.contextmanager
+def token_hidden(args: Any) -> Iterator[None]:
+    """Take the Hub token out of a training's arguments while they are saved: training_args.bin is a pickle of them."""
+    token, args.hub_token = args.hub_token, None
+    try:
+        yield
+    finally:
+        args.hub_token = token
+
+
+def hide_token(trainer: Any) -> None:
+    """Let a Trainer save its checkpoints without the Hub token."""
+    save = trainer._save
+
+    def without_token(*args: Any, **kwargs: Any) -> None:
+        with token_hidden(trainer.args):
+            save(*args, **kwargs)
+
+    trainer._save = without_token
 
 
 class Resumable(TrainerCallback):

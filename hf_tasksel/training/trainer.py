@@ -35,6 +35,7 @@ from ..gradients.samples import SIDE_COLUMNS
 from ..gradients.store.reader import GradientStore
 from ..gradients.task_collator import TaskDataCollator
 from .adapters import adapter_weights
+from .resumable import token_hidden
 from .row_checks import check_answers, check_columns, check_packing, check_streams, tell_dropped_rows
 from .sampling import MultitaskSampler
 from .task_losses import ExactLoss, RunningTaskLosses, is_cross_entropy, last_output, sample_losses
@@ -294,12 +295,8 @@ class TaskSelectionMixin(TrainerBase):
         return output
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
-        # training_args.bin is a pickle of the arguments: a Hub token must not be in it.
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
+        with token_hidden(self.args):
             super()._save(*args, **kwargs)
-        finally:
-            self.args.hub_token = token
 
     def collect_gradients(
         self,

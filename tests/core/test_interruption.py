@@ -31,7 +31,7 @@ def test_outside_of_long_work_a_signal_ends_at_once(number, raised):
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
-def test_long_work_comes_to_its_safe_point_first(number, raised, capsys):
+def test_long_work_comes_to_its_safe_point_first(number, raised, capfd):
     saved = []
     with pytest.raises(raised), stop_on_signals():
         with saves_first(), saves_first():
@@ -39,11 +39,20 @@ def test_long_work_comes_to_its_safe_point_first(number, raised, capsys):
             saved.append(wanted_stop())
         pytest.fail("went on")
     assert saved == [number]
-    assert "saving what is done" in capsys.readouterr().err
+    assert "saving what is done" in capfd.readouterr().err
     assert wanted_stop() == 0
     for timer in [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]:
         timer.join(1.0)
         assert not timer.is_alive(), "it would end the process"
+
+
+def test_the_clock_goes_on_until_the_command_has_ended():
+    with stop_on_signals():
+        with contextlib.suppress(Stopped), saves_first():
+            send(signal.SIGTERM)
+        time.sleep(0.05)
+        assert interruption._Signals.deadline is not None
+    assert interruption._Signals.deadline is None
 
 
 def test_a_second_signal_does_not_wait(monkeypatch):

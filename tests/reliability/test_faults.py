@@ -236,7 +236,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_signal_in_the_middle_of_work_saves_what_is_done(
-    place, number, finished_run, base_folder, task_folder, tmp_path, monkeypatch, capsys
+    place, number, finished_run, base_folder, task_folder, tmp_path, monkeypatch, capfd
 ):
     """The next command computes only what is left, and comes to the result of a run that nothing ended."""
     owner, name, said = PLACES[place]
@@ -256,10 +256,10 @@ def test_a_signal_in_the_middle_of_work_saves_what_is_done(
         assert main(["run", str(tmp_path / "run.yaml")]) == 128 + number
         assert time.perf_counter() - sent[0] < SECONDS_TO_STOP
         assert len(calls) == 4
-        first = capsys.readouterr()
+        first = capfd.readouterr()
         assert "saving what is done" in first.err
         assert main(["run", str(tmp_path / "run.yaml")]) == 0
-    assert said in capsys.readouterr().out
+    assert said in capfd.readouterr().out
     if place != "gradients":  # steps of meta training, and of two fine-tunes
         assert len(calls) == {"meta": 6, "final": 12}[place], "no step is made again"
     assert_same_result(tmp_path / "out", finished_run, ("selection.json", "known_loss.json"))

@@ -30,7 +30,7 @@ def used():
 before, found = used(), {}
 for kind in json.loads(sys.argv[1]):
     try:
-        if kind.startswith("space"):
+        if kind.startswith(("space", "model")):
             Explorer(fetch_run("tester/" + kind))
         elif kind.startswith("selection"):
             SelectionResult.from_pretrained("tester/" + kind)
@@ -51,6 +51,9 @@ REFUSED = {
     "space-huge": "of JSON, more than",
     "space-climbs": "cannot fetch the Space",
     "space-code": "which is code",
+    "space-parts": "parts of JSON",
+    "space-shape": "does not hold what a run writes",
+    "model-shape": "does not hold what is written there",
     "selection-huge": "of JSON, more than",
     "selection-list": "",
 }
@@ -94,6 +97,9 @@ def hostile_files(finished: Path, kind: str) -> dict[str, bytes]:
         "space-huge": lambda: {"run/run.json": huge},
         "space-climbs": lambda: {"run/run.json": b"{}", "run/../../../../evil.json": b"evil"},
         "space-code": lambda: {"run/run.json": json.dumps(run).encode(), "run/page.py": b"raise SystemExit('ran')"},
+        "space-parts": lambda: {"run/run.json": b'{"a": [' + b"[]," * 12_000_000 + b"[]]}"},
+        "space-shape": lambda: {"run/run.json": b'{"stages": {"meta": 3}}'},
+        "model-shape": lambda: {"run.json": b'{"config": {"hub": null}}'},
         "selection-huge": lambda: {"selection.json": huge},
         "selection-list": lambda: {"selection.json": b"[1, [2]]"},
     }.get(kind, lambda: spoiled_store(finished, kind))()
@@ -102,7 +108,7 @@ def hostile_files(finished: Path, kind: str) -> dict[str, bytes]:
 def test_hostile_repositories_are_refused(finished_run, hub, tmp_path):
     api = HfApi(endpoint=hub.url, token=hub.token)
     for kind in REFUSED:
-        repo_type = {"store": "dataset", "space": "space", "selection": "model"}[kind.split("-")[0]]
+        repo_type = {"store": "dataset", "space": "space", "selection": "model", "model": "model"}[kind.split("-")[0]]
         api.create_repo(f"tester/{kind}", repo_type=repo_type, space_sdk="gradio" if repo_type == "space" else None)
         blobs = {name: Blob(content, large=True) for name, content in hostile_files(finished_run, kind).items()}
         hub._storage.update({blob.sha256: blob.content for blob in blobs.values()})

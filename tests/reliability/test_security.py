@@ -25,7 +25,7 @@ from hf_tasksel.app.space import push_space, store_name
 from hf_tasksel.cli.main import main
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core import files
-from hf_tasksel.core.checksums import seal
+from hf_tasksel.core.checksums import differing, file_checksum, seal
 from hf_tasksel.core.errors import ConfigError, ModelError, StoreError, TaskSelectionError, one_line
 from hf_tasksel.core.files import read_json, write_json
 from hf_tasksel.pipeline.context import Run
@@ -264,6 +264,51 @@ def test_a_record_undoes_nothing_elsewhere(run_values, tmp_path):
     run = Run(RunConfig.from_dict(run_values), lambda message: None)
     undo(run, ["gradients/../../victim", "gradients/x"], "meta")
     assert (tmp_path / "victim").is_dir()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"stages": []},
+        {"stages": {"meta": 3}},
+        {"stages": {"meta": {"files": [1]}}},
+        {"stages": {"meta": {"settings": "x"}}},
+        {"files": []},
+        {"config": []},
+        {"data": 5},
+    ],
+)
+def test_a_record_of_anything_is_one_sentence(shape, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"format_version": 1, **shape}))
+    with pytest.raises(TaskSelectionError, match="does not hold what a run writes"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/proc/self/mem", "x" * 300, "a\0b", ""])
+def test_checksums_lead_nowhere_else(name, tmp_path):
+    (tmp_path / "outside").write_text("x")
+    (tmp_path / "in").mkdir()
+    assert differing(tmp_path / "in", {name: file_checksum(tmp_path / "outside")}) == [name]
+
+
+def test_shards_with_offsets_that_lie_are_refused(tmp_path):
+    store = make_store(tmp_path / "store")
+    (shard,) = store.path.glob("*.arrow")
+    text = pa.array(["a", "a", "b", "b"])
+    offsets = np.frombuffer(text.buffers()[1], dtype=np.int32).copy()
+    offsets[2] = 1 << 30
+    forged = pa.Array.from_buffers(pa.string(), 4, [None, pa.py_buffer(offsets.tobytes()), text.buffers()[2]])
+    table = pa.table({name: forged if name == "task" else part for name, part in columns(shard)})
+    replace_shard(store, table.cast(store.layout.schema(store.fingerprint), safe=False))
+    with pytest.raises(StoreError, match="is damaged"):
+        GradientStore(store.path)
+
+
+def test_json_of_too_many_parts_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_PARTS", 100)
+    (tmp_path / "many.json").write_text(json.dumps({"a": [[]] * 60}))
+    with pytest.raises(TaskSelectionError, match=r"many\.json has more than 100 parts of JSON"):
+        read_json(tmp_path / "many.json")
 
 
 @pytest.mark.parametrize("read", ["estimate", "app", "space"])

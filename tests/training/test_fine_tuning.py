@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from trl import SFTConfig
@@ -28,6 +29,15 @@ def args(tmp_path):
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def test_no_file_of_a_fine_tune_holds_the_hub_token(args, text_tasks, base_folder):
+    args = replace(args, hub_token="hf_secret_token", save_strategy="steps", save_steps=2, max_steps=4)
+    folder = fine_tune(str(base_folder), text_tasks, ["next"], args).output_dir
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in files)
+    assert not any(b"hf_secret_token" in path.read_bytes() for path in files)
+    assert args.hub_token == "hf_secret_token"
 
 
 def test_the_union_holds_the_rows_of_the_chosen_tasks_in_order(text_tasks):

@@ -221,6 +221,7 @@ def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
                 )
             refuse_compression(path)
             table = reader.read_all()
+            table.validate(full=True)  # offsets and lengths are as little to be trusted as all else
     except FileNotFoundError:
         raise StoreError(f"the gradient store lacks the shard {path}: {REMEDY}") from None
     except (pa.ArrowException, OSError) as error:
