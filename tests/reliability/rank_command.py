@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from hf_tasksel.cli.main import main
@@ -21,6 +22,7 @@ def fail_at(rank: int, what: str, step: int) -> None:
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         steps[0] += 1
         if steps[0] == step and rank in (-1, int(os.environ["RANK"])):
+            Path(os.environ["FAULT_TIME"]).touch()
             if what == "RAISE":
                 raise RuntimeError("the accelerator is gone")
             os.kill(os.getpid(), signal.Signals[what])

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from conftest import small_run
 from hf_tasksel import SelectionResult
@@ -33,17 +35,22 @@ def launch(folder: Path, values: dict[str, Any], ranks: int, *fault: str) -> sub
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(WORKER.parents[1]),
+        "FAULT_TIME": str(folder / "fault"),
     }
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def seconds_since_fault(folder: Path) -> float:
+    """Return how long ago the first rank failed."""
+    return time.time() - (folder / "fault").stat().st_mtime
+
+
 def test_a_rank_that_fails_ends_all_with_its_error(base_folder, task_folder, tmp_path):
     values = small_run(base_folder, task_folder, tmp_path / "out")
-    started = time.perf_counter()
     ended = launch(tmp_path, values, 2, "1", "RAISE", "3")
     assert ended.returncode != 0
+    assert seconds_since_fault(tmp_path) < 60
     assert "RuntimeError: the accelerator is gone" in ended.stderr
-    assert time.perf_counter() - started < 60 + 60, "loading, and a minute"
 
 
 NO_FAULT = ("-1", "SIGCONT", "0")
@@ -55,16 +62,19 @@ def test_a_rank_that_ends_ends_all_and_the_run_goes_on(
     number, before, after, finished_run, base_folder, task_folder, tmp_path
 ):
     values = small_run(base_folder, task_folder, tmp_path / "out")
-    started = time.perf_counter()
     rank = str(before - 1) if number == "SIGKILL" else "-1"
     ended = launch(tmp_path, values, before, rank, number, "5")
     assert ended.returncode != 0
-    assert time.perf_counter() - started < 60 + 60, "loading, and a minute"
+    assert seconds_since_fault(tmp_path) < (60 if number == "SIGKILL" else 20), "10 s, and the launcher's own time"
+    assert ("exitcode  : 143" in ended.stderr) == (number == "SIGTERM")
     steps = whole_checkpoints(tmp_path / "out" / "meta")
     assert max(steps) == (3 if number == "SIGKILL" else 5), ended.stderr[-3000:]
     done = launch(tmp_path, values, after, *NO_FAULT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"goes on from step {max(steps)}" in done.stdout
-    ours, theirs = SelectionResult.load(tmp_path / "out"), SelectionResult.load(finished_run)
-    assert ours.selected == theirs.selected
-    assert ours.estimate == pytest.approx(theirs.estimate, rel=1e-3)
+    found, expected = SelectionResult.load(tmp_path / "out"), SelectionResult.load(finished_run)
+    assert found.selected == expected.selected
+    assert found.estimate == pytest.approx(expected.estimate, rel=1e-3)
+    ours, theirs = (load_file(out / "meta" / "adapter_model.safetensors") for out in (tmp_path / "out", finished_run))
+    for name, weights in theirs.items():
+        np.testing.assert_allclose(ours[name], weights, atol=1e-3 * np.abs(weights).max(), err_msg=name)
