@@ -231,7 +231,7 @@ def user_folder(user_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder = tmp_path / "user"
     shutil.copytree(user_run, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(true_runs, "default_processes", lambda: 1)
+    monkeypatch.setattr(true_runs, "default_processes", lambda ranks: 1)
     yield folder
     for registry, entries in zip(REGISTRIES, before, strict=True):
         registry.clear()
