@@ -97,7 +97,8 @@ def read_json(path: str | Path, kind: type | tuple[type, ...] = dict) -> Any:
     except OSError as error:
         raise TaskSelectionError(f"cannot read {path}: {error.strerror or error}") from error
     if not isinstance(values, kind):
-        raise TaskSelectionError(f"{path} is damaged: it holds a {type(values).__name__}, which is not written there")
+        expected = "mapping" if kind is dict else "value of another kind"
+        raise TaskSelectionError(f"{path} is damaged: it holds a {type(values).__name__} where a {expected} should be")
     return values
 
 
