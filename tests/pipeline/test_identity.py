@@ -82,7 +82,7 @@ def test_interrupted_meta_trainings_of_different_settings_keep_their_own_checkpo
     assert not interrupted("slow", 2)
     assert not interrupted("fast", 3)
     resuming.lay_out(folder, "slow")
-    assert {step: read_json(path / "trainer_state.json") for step, path in whole_checkpoints(folder).items()} == {
+    assert {step: read_json(path / "trainer_state.json", str) for step, path in whole_checkpoints(folder).items()} == {
         2: "slow"
     }
     resuming.lay_out(folder, "fast")

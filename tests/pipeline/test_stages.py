@@ -35,7 +35,7 @@ def finished(tmp_path_factory, base_folder, task_folder, finished_run):
     """A finished run's values, closing table and folder."""
     out = shutil.copytree(finished_run, tmp_path_factory.mktemp("run") / "out")
     values = small_run(base_folder, task_folder, out)
-    return values, [EvaluationRow(**row) for row in read_json(out / "final" / "evaluation.json")], out
+    return values, [EvaluationRow(**row) for row in read_json(out / "final" / "evaluation.json", list)], out
 
 
 def test_every_stage_leaves_its_result(finished):
