@@ -42,13 +42,12 @@ from hf_tasksel.core.files import read_json, write_json
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.subsets import random_subsets
 from hf_tasksel.gradients import gradient_pass
-from hf_tasksel.pipeline.fitting import OPTIMIZER
+from hf_tasksel.pipeline.fitting import GIGABYTE, OPTIMIZER
 from hf_tasksel.training.memory import count_memory
 
 ROUNDS = 3
 SUBSETS = 1000
 CLI = [sys.executable, "-m", "hf_tasksel.cli"]
-GIGABYTE = 1 << 30
 
 
 def check_pass(shape: str, device: str, four_bit: bool) -> dict[str, Any]:

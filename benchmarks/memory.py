@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_tasksel.core.files import write_json
 from hf_tasksel.core.version import versions
-from hf_tasksel.pipeline.fitting import OPTIMIZER
+from hf_tasksel.pipeline.fitting import GIGABYTE, OPTIMIZER
 from hf_tasksel.training.memory import count_memory
 
 SMOLLM2 = {
@@ -40,7 +40,7 @@ SMOLLM2 = {
 }
 CASES = [(1, 64, False), (4, 128, False), (4, 128, True), (8, 256, False), (8, 256, True)]
 LENGTH = 1024
-MEGABYTE, GIGABYTE = 1 << 20, 1 << 30
+MEGABYTE = 1 << 20
 
 
 def measure(rows: int, length: int, checkpointed: bool) -> dict[str, Any]:

@@ -65,9 +65,8 @@ def disk_problem(error: BaseException) -> str | None:
     text = str(error)
     if any(words in text for words in ("No space left on device", "file write failed", "StorageFull")):
         return "no space left on the disk"
-    if any(
-        words in text for words in ("iostream error", "inline_container", "PytorchStreamWriter")
-    ):  # torch.save says no more
+    # torch.save says no more than this
+    if any(words in text for words in ("iostream error", "inline_container", "PytorchStreamWriter")):
         return "a file could not be written to its end, as where no space is left on the disk"
     return None
 

@@ -10,7 +10,6 @@ stage goes on with the next.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,7 +94,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     if piece.name == TUNED + ALL:
         return tune(run, piece)
     tasks = piece.settings["tasks"]
-    if run.config.engine != EngineConfig() and "WORLD_SIZE" not in os.environ:  # all of them at once
+    if run.config.engine != EngineConfig() and distributed_rank()[1] == 1:  # all of them at once
         plan = own_plan(run)
         true_runs(run, quarters(run, plan.runs if plan else 0), [FIRST_SEED])
     if piece.result.is_file():  # or `verify` trained it
