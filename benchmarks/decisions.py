@@ -1,11 +1,12 @@
 """What does it bring to decide by estimates? True fine-tunes of what each way of choosing tasks chooses.
 
-    python benchmarks/decisions.py instruct     # or cot, conflict: the studies of fidelity.py
+    python benchmarks/decisions.py instruct     # or another study of fidelity.py
     python benchmarks/decisions.py instruct --only mixture     # measures that one anew and keeps the other rows
 
-Every choice, and the best mixture, is fine-tuned from the base with three seeds, and stands beside the random subsets
-of the study (two seeds each). The baselines choose as many tasks as the selection. Losses are nats per token, on test
-rows that no choice saw. Written to benchmarks/results/decisions_<study>.json.
+The selection and the mixture are those of a run with the package's defaults. Every choice is fine-tuned from the base
+with three seeds, and stands beside the random subsets of the study (two seeds each). The baselines choose as many
+tasks as the selection. Losses are nats per token, on test rows that no choice saw. Written to
+benchmarks/results/decisions_<study>.json.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from defaults import own_true_runs
 from fidelity import STUDIES, make_run
 from matplotlib.figure import Figure
 from paths import RESULTS, ROOT
@@ -29,6 +31,7 @@ from hf_tasksel.estimation.comparison import calibrate_with
 from hf_tasksel.gradients.representations import mean_pooled_representations
 from hf_tasksel.pipeline import pipeline
 from hf_tasksel.pipeline.context import Run
+from hf_tasksel.pipeline.stages.selection import search
 from hf_tasksel.pipeline.true_runs import true_runs
 from hf_tasksel.records.estimator import fit_run_estimator
 from hf_tasksel.records.true_runs import TrueRun
@@ -52,9 +55,11 @@ def main() -> int:
     run = make_run(options.study, options.output_dir)
     truth = json.loads((RESULTS / f"truth_{options.study}.json").read_text())["subsets"]
     path = RESULTS / f"decisions_{options.study}.json"
-    pipeline.collect(run)
-    estimator = fit_run_estimator(run.output_dir, run.config)
-    found = {**choices(run, estimator, truth), "mixture": optimize_mixture(estimator)}
+    pipeline.probe(run)
+    estimator, own = fit_run_estimator(run.output_dir, run.config), own_true_runs(run)
+    found: dict[str, Any] = choices(run, estimator, truth, own)
+    estimator.calibrate(list(map(list, own)), list(own.values()))
+    found["mixture"] = optimize_mixture(estimator)
     wanted = {name: choice for name, choice in found.items() if options.only is None or name in options.only}
     runs = true_runs(run, list(wanted.values()), SEEDS, processes=options.processes)
     measured = {
@@ -66,6 +71,7 @@ def main() -> int:
         "versions": versions(),
         "study": options.study,
         "target": run.config.target.task,
+        "own_true_runs": len(own),
         "random_subsets": {"test_losses": [float(np.mean(r["test_losses"])) for r in truth]},
         "choices": rows,
     }
@@ -85,16 +91,18 @@ def kept_row(path: Path, name: str, chosen: Any) -> dict[str, Any]:
     return row
 
 
-def choices(run: Run, estimator: SubsetEstimator, truth: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return what each way of choosing chooses, on the target's dev rows."""
-    chosen = pipeline.search(estimator, run.config).selected
+def choices(
+    run: Run, estimator: SubsetEstimator, truth: list[dict[str, Any]], own: dict[tuple[str, ...], float]
+) -> dict[str, list[str]]:
+    """Return what each way of choosing chooses, on the target's dev rows; `own` are true fine-tunes of the run."""
+    estimator.calibrate(list(map(list, own)), list(own.values()))
+    chosen = search(estimator, run.config).selected
     low = run.config.selection.min_tasks or 1
     found = {"selection": chosen, "forward selection": forward_selection(estimator, min_tasks=low).selected}
     calibrate_with(
         estimator, [r["tasks"] for r in truth[:TRUE_RUNS]], [r["dev_losses"][:1] for r in truth[:TRUE_RUNS]]
     )
-    found[f"selection, {TRUE_RUNS} true runs"] = pipeline.search(estimator, run.config).selected
-    estimator.calibrate([], [])
+    found[f"selection, {TRUE_RUNS} true runs"] = search(estimator, run.config).selected
     data = baseline_data(run, estimator)
     for name in ("all", "gradient_similarity", "representation_similarity", "ngram_similarity"):
         found[name.replace("_", " ")] = BASELINES[name](data, len(chosen), 0)

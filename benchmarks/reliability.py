@@ -4,8 +4,8 @@
     python benchmarks/reliability.py --junit a.xml b.xml      # of runs of pytest; a later one counts
 
 Writes benchmarks/results/reliability.json: trials of each kind and how many survived; for each file of tests how many
-passed and failed, the seconds, and the sums of what tests put on record (files damaged, cases tried and refused), or
-what single ones measured.
+passed, failed and were skipped, the seconds, and the sums of what tests put on record (files damaged, cases tried and
+refused), or what single ones measured.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ def main() -> int:
 
 def write(reports: Sequence[Path]) -> int:
     """Write the sums; returns how many tests failed."""
-    found: dict[str, dict[str, Any]] = defaultdict(lambda: {"passed": 0, "failed": 0, "seconds": 0.0})
+    found: dict[str, dict[str, Any]] = defaultdict(lambda: {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0})
     trials: dict[str, dict[str, int]] = {}
     cases = [case for report in reports for case in ElementTree.parse(report).iter("testcase")]
     for case in {(case.attrib["classname"], case.attrib["name"]): case for case in cases}.values():
         entry = found[case.attrib["classname"].rsplit(".", 1)[-1]]
         if case.find("skipped") is not None:
+            entry["skipped"] += 1
             continue
         passed = case.find("failure") is None and case.find("error") is None
         entry["passed" if passed else "failed"] += 1

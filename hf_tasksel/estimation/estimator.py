@@ -219,7 +219,8 @@ class SubsetEstimator(BaseEstimator):
             others: m subsets to compare them with, one by one.
 
         Returns:
-            (m,) differences in nats per token and (m,) standard deviations.
+            (m,) differences in nats per token and (m,) standard deviations; NaN where two subsets differ and the
+            surrogate sees no difference on any dev row, which tells nothing about how far it is off.
         """
         check_is_fitted(self)
         first, second = self.task_weights(subsets), self.task_weights(others)
@@ -232,7 +233,8 @@ class SubsetEstimator(BaseEstimator):
             (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
             for surrogates, dev in self.expansions_
         ]
-        return over_expansions(rows)
+        difference, std = over_expansions(rows)
+        return difference, np.where((std == 0) & (first != second).any(1), np.nan, std)
 
     @property
     def _known_level(self) -> KnownLevel | None:

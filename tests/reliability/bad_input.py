@@ -6,8 +6,10 @@ user would. What it may raise is `TaskSelectionError`, in one line; anything els
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
+import io
 import json
 import math
 import random
@@ -25,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from conftest import unsealed
 from hf_tasksel import GradientStore, SelectionResult, SubsetEstimator, forward_selection
 from hf_tasksel.app.explorer import Explorer
+from hf_tasksel.cli.main import main
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import TaskSelectionError
 from hf_tasksel.data.formatting import format_rows, tokenize_rows
@@ -432,6 +435,23 @@ def adapters(rng: random.Random, world: World) -> None:
     load_adapter(AutoModelForCausalLM.from_pretrained(world.base), folder)
 
 
+def command_lines(rng: random.Random, world: World) -> None:
+    """A configuration as a file and what is typed with it: exit code 0, or 2 and a sentence."""
+    path = world.scratch / "typed.yaml"
+    path.write_text(yaml.dump(spoiled(rng, {**world.values, **FULL}, 2), allow_unicode=True), "utf-8", "replace")
+    keys = ["--seed", "--meta.max_steps", "--tasks.next.dataset", "--show", "--gpus", "--json", "--quiet", "-h", ""]
+    typed = [part for _ in range(rng.randint(0, 2)) for part in (rng.choice(keys), rng.choice(TEXTS[:-1]))]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = main([rng.choice(["plan", "data", "estimate", "app", "nonsense"]), str(path), *typed])
+        except SystemExit as left:  # by argparse
+            code = int(left.code or 0)
+    assert code in (0, 2), f"exit code {code}"
+    if code == 2:
+        raise TaskSelectionError(said.getvalue().strip().splitlines()[-1])
+
+
 KINDS: dict[str, Callable[[random.Random, World], None]] = {
     "configuration": configuration,
     "yaml": yaml_text,
@@ -443,6 +463,7 @@ KINDS: dict[str, Callable[[random.Random, World], None]] = {
     "records": records,
     "chat templates": chat_templates,
     "adapters": adapters,
+    "command lines": command_lines,
 }
 
 

@@ -51,6 +51,8 @@ def check_estimates(estimator: SubsetEstimator) -> None:
     difference, spread = estimator.predict_difference([names[:1]], [names])
     assert np.isfinite(difference).all()
     assert not (spread < 0).any()
+    if len(names) > 1:
+        assert not (spread == 0).any(), spread
 
 
 @pytest.mark.parametrize("loss_on_all", [None, 1.3])
