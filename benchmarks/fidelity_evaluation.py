@@ -18,9 +18,9 @@ from transformers import DataCollatorForSeq2Seq
 from hf_tasksel import GradientCollator, SubsetEstimator
 from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.calibration import Calibration
-from hf_tasksel.estimation.estimator import random_halves
 from hf_tasksel.estimation.exact import isometric_store
 from hf_tasksel.estimation.fidelity import Fidelity, measure_fidelity
+from hf_tasksel.estimation.subsets import random_halves
 from hf_tasksel.estimation.surrogates import DEFAULT_SURROGATE
 from hf_tasksel.gradients.preconditioning import load_second_moments
 from hf_tasksel.gradients.store.reader import MANIFEST_FILE, GradientStore

@@ -17,13 +17,13 @@ from ..gradients.store.reader import GradientStore
 from .calibration import Calibration
 from .known_level import KnownLevel
 from .response import ResponseEstimate
-from .statistics import DevStatistics, dev_statistics, task_codes
-from .subsets import are_name_lists
+from .row_sampling import RowSamplingError
+from .statistics import DevStatistics, dev_statistics, row_weights, task_codes
+from .subsets import are_name_lists, random_halves
 from .surrogate import Surrogate
 from .surrogates import surrogate_classes
 
 Subsets = Sequence[Sequence[str]] | np.ndarray
-REFERENCE_SUBSETS = 200
 
 
 class SubsetEstimator(BaseEstimator):
@@ -135,6 +135,7 @@ class SubsetEstimator(BaseEstimator):
                 raise DataError(f"the dev rows of {self.target_} have no loss already: there is nothing to lower")
             self.spread_ = float(self._log_changes(random_halves(len(self.task_names_))).std())
             self._prior = KnownLevel(loss_on_all, self.spread_, self.task_samples_, self.budget)
+        self._sampling = self._sampling_error()
         self.calibration_: Calibration | KnownLevel | None = None
         self.num_true_runs_ = 0
         self._yardstick: tuple[float, float] | None = None
@@ -163,10 +164,20 @@ class SubsetEstimator(BaseEstimator):
 
     def _count_tasks(self, store: GradientStore) -> None:
         codes = task_codes(store)
-        train = codes >= 0
-        n = len(self.task_names_)
-        self.task_samples_ = np.bincount(codes[train], minlength=n)
+        train, n = codes >= 0, len(self.task_names_)
+        self.task_samples_ = np.asarray(list(store.population.values()))
         self.task_tokens_ = np.bincount(codes[train], store.num_tokens[train].astype(np.float64), minlength=n)
+        self.task_tokens_ *= row_weights(store)
+
+    def _sampling_error(self) -> RowSamplingError:
+        """Return what estimates err by because the gradient pass looked at some of the rows."""
+        if self.response_ is not None or not any(store.is_sampled for store in self.stores_):
+            return RowSamplingError(np.zeros(len(self.task_names_)), self.task_samples_)
+        if self.loss_on_all_ is not None:
+            spread = self.spread_ * self.loss_on_all_
+        else:
+            spread = float(self._first_order(random_halves(len(self.task_names_)))[0].std())
+        return RowSamplingError.of(self.stores_, self.targets_, self.expansions_[0][0][0], spread)
 
     @overload
     def predict(self, subsets: Subsets, return_std: Literal[False] = False) -> np.ndarray: ...
@@ -197,11 +208,11 @@ class SubsetEstimator(BaseEstimator):
             return self._estimates(weights)
         if known := self._known_level:
             mean, std = known.predict(self._log_changes(weights), weights)
-            return (mean, std) if return_std else mean
-        mean, std = self._first_order(weights)
-        if isinstance(self.calibration_, Calibration):
-            mean, std = self.calibration_.predict(mean, weights)
-        return (mean, std) if return_std else mean
+        else:
+            mean, std = self._first_order(weights)
+            if isinstance(self.calibration_, Calibration):
+                mean, std = self.calibration_.predict(mean, weights)
+        return (mean, self._sampling.added_to(std, weights)) if return_std else mean
 
     def first_order(self, subsets: Subsets) -> np.ndarray:
         """Estimate target losses as `predict` does, but as they are without any calibration: (m,) nats per token."""
@@ -225,15 +236,21 @@ class SubsetEstimator(BaseEstimator):
         check_is_fitted(self)
         first, second = self.task_weights(subsets), self.task_weights(others)
         if known := self._known_level:
-            return known.difference(self._log_changes(first), first, self._log_changes(second), second)
-        if isinstance(self.calibration_, Calibration):
+            difference, std = known.difference(self._log_changes(first), first, self._log_changes(second), second)
+        elif isinstance(self.calibration_, Calibration):
             estimates = [self._first_order(weights)[0] for weights in (first, second)]
-            return self.calibration_.difference(estimates[0], first, estimates[1], second)
-        rows = [
-            (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
-            for surrogates, dev in self.expansions_
-        ]
-        difference, std = over_expansions(rows)
+            difference, std = self.calibration_.difference(estimates[0], first, estimates[1], second)
+        else:
+            difference, std = self._first_order_difference(first, second)
+        return difference, self._sampling.added_to(std, first, second)
+
+    def _first_order_difference(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        difference, std = over_expansions(
+            [
+                (self._rows(surrogates, dev, first) - self._rows(surrogates, dev, second), dev)
+                for surrogates, dev in self.expansions_
+            ]
+        )
         return difference, np.where((std == 0) & (first != second).any(1), np.nan, std)
 
     @property
@@ -392,12 +409,3 @@ def mean_displacement(surrogates: Sequence[Surrogate], weights: np.ndarray) -> T
         return mean_displacement(surrogates, np.ones((1, weights.shape[1])))[:0]
     w = torch.from_numpy(weights).to(surrogates[0].device)
     return torch.stack([surrogate.displacement(w) for surrogate in surrogates]).mean(0)
-
-
-def random_halves(n: int) -> np.ndarray:
-    """Return (m, n) 0/1 rows of random halves of n tasks, always the same ones: the yardstick of calibrations."""
-    rng = np.random.default_rng(0)
-    rows = np.zeros((REFERENCE_SUBSETS, n))
-    for row in rows:
-        row[rng.choice(n, max(1, n // 2), replace=False)] = 1.0
-    return rows

@@ -26,8 +26,10 @@ def isometric_store(store: GradientStore, output_dir: str | Path, *, tolerance: 
         tolerance: directions whose eigenvalue is this small beside the largest are left out.
 
     Raises:
-        DataError: for more than 10,000 gradients. StoreError: when the folder already holds a store.
+        DataError: for more than 10,000 gradients. StoreError: when the folder holds a store already, or `store` a
+            sample of rows.
     """
+    store.require_all_rows()
     objectives, n = store.layout.objectives, len(store)
     if n * len(objectives) > MAX_GRADIENTS:
         raise DataError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.store.reader import GradientStore
-from .statistics import task_codes, task_statistics
+from .statistics import row_weights, task_codes, task_statistics
 from .surrogate import CHUNK_BYTES, Surrogate, check_condition, mean_eigenvalue, weighted_sum
 
 MAX_ITERATIONS = 200
@@ -39,6 +39,7 @@ class OffsetLogistic(Surrogate):
         dtype = store.layout.dtype  # as they are stored: in float64 a million rows would not fit into memory
         self.gradients = torch.from_numpy(store.gradients_at(train, "log_odds", seed, dtype)).to(self.device)
         self.offsets = torch.from_numpy(offsets[train]).to(self.device)
+        self.row_weights = torch.from_numpy(row_weights(store)).to(self.device)
         self.tasks = torch.from_numpy(codes[train]).to(self.device)
         total = self.hessians.samples.sum()
         self.damping = self.regularization * mean_eigenvalue(self.hessians) * float(self.hessians.weight.sum() / total)
@@ -58,7 +59,7 @@ class OffsetLogistic(Surrogate):
         used = (weights > 0).any(0)[self.tasks]  # samples of no subset at hand are left out
         g, f = (self.gradients[used], self.offsets[used]) if not used.all() else (self.gradients, self.offsets)
         total = weights @ self.hessians.samples
-        share = (weights / total[:, None])[:, self.tasks[used]]
+        share = (weights * self.row_weights / total[:, None])[:, self.tasks[used]]
         ridge = self.damping / self.relative_steps(weights, self.hessians.samples)
         hessian = weighted_sum(weights, self.hessians.gram) / total[:, None, None]
         hessian.diagonal(dim1=1, dim2=2).add_(2 * ridge[:, None])

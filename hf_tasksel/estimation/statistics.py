@@ -25,7 +25,7 @@ CACHE_FOLDER = "statistics"
 
 @dataclass(frozen=True)
 class TaskStatistics:
-    """Weighted per-task sums over training samples, in float64.
+    """Weighted per-task sums over all training samples, in float64; from a sample of them, each counts for several.
 
     Attributes:
         weight: (n,) Σ w_i.
@@ -128,6 +128,9 @@ def task_statistics(
                 result.samples[task] += len(mine)
                 result.gradient[task] += weighted.sum(0)
                 result.gram[task].addmm_(g[mine].T, weighted)
+    if store.is_sampled:
+        for part in (result.weight, result.samples, result.gradient, result.gram):
+            part.mul_(torch.from_numpy(row_weights(store)).reshape(-1, *[1] * (part.ndim - 1)))
     if not bool(torch.isfinite(result.gradient).all()):
         raise StoreError(f"the store {store.path} holds {objective} gradients that are not finite: collect them again")
     return result
@@ -141,6 +144,12 @@ def task_codes(store: GradientStore) -> np.ndarray:
     names = np.asarray(store.task_names)[order]
     places = np.minimum(np.searchsorted(names, store.task), len(names) - 1)
     return np.where((store.split == "train") & (names[places] == store.task), order[places], -1)
+
+
+def row_weights(store: GradientStore) -> np.ndarray:
+    """Return (n,) how many rows of a task each training sample stands for: 1 where the store holds all of them."""
+    held = np.bincount(task_codes(store)[store.split == "train"], minlength=len(store.task_names))
+    return np.asarray(list(store.population.values()), dtype=np.float64) / held
 
 
 def zeros_or_file(*shape: int) -> Tensor:

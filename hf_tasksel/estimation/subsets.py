@@ -10,6 +10,8 @@ import numpy as np
 
 from ..core.errors import ConfigError
 
+REFERENCE_SUBSETS = 200
+
 
 def random_subsets(tasks: Sequence[str], count: int, seed: int = 0) -> list[list[str]]:
     """Return different random subsets of a quarter, a half and three quarters of the tasks in turn.
@@ -53,3 +55,12 @@ def are_name_lists(subsets: Any) -> bool:
     if isinstance(subsets, str) or not isinstance(subsets, Collection):
         return False
     return all(isinstance(subset, Collection) and not isinstance(subset, str | bytes) for subset in subsets)
+
+
+def random_halves(n: int) -> np.ndarray:
+    """Return (m, n) 0/1 rows of random halves of n tasks, always the same ones: the yardstick of calibrations."""
+    rng = np.random.default_rng(0)
+    rows = np.zeros((REFERENCE_SUBSETS, n))
+    for row in rows:
+        row[rng.choice(n, max(1, n // 2), replace=False)] = 1.0
+    return rows

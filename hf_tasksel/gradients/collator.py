@@ -37,9 +37,10 @@ class GradientCollator(SketchingCollator):
         output_dir: str | Path,
         *,
         description: str = "gradients",
+        max_rows_per_task: int | str | None = None,
         **options: Any,
     ) -> GradientStore:
-        """Compute and store the gradients of every sample; a store that was begun is continued.
+        """Compute and store the gradients of all samples, or of some; a store that was begun is continued.
 
         Under a distributed launch every rank writes shards of its own part; all ranks return the finished store.
 
@@ -48,6 +49,9 @@ class GradientCollator(SketchingCollator):
             datasets: split name (`train`, `dev`) -> tokenized rows with `task` (ClassLabel) and `sample_idx`.
             output_dir: the store's folder.
             description: label of the progress bar.
+            max_rows_per_task: collect a random sample of so many training rows of each task, or `auto`: of as many as
+                it takes to tell the tasks' effects apart (`TaskEffects.sampling_error`). The store knows how many rows
+                the tasks have, and estimates count each sampled one for several.
             options: fields of `PassOptions` (batch_size, tokens_per_batch, shard_size, self_check, repair).
 
         Raises:
@@ -56,4 +60,6 @@ class GradientCollator(SketchingCollator):
             StoreError: when the folder holds a store of something else, a damaged shard, or another process writes.
             NonFiniteError: when a loss or gradient is not finite; names the sample.
         """
-        return collect_gradients(self, model, datasets, Path(output_dir), PassOptions(**options), description)
+        return collect_gradients(
+            self, model, datasets, Path(output_dir), PassOptions(**options), description, max_rows_per_task
+        )

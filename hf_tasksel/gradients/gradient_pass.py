@@ -21,6 +21,7 @@ from ..core.interruption import saves_first, wanted_stop
 from ..core.progress import progress_bar
 from .attached import AttachedModel, GradientBatch
 from .model import is_sharded, out_of_memory, unwrap
+from .row_sampling import RowSampling, check_row_limit
 from .samples import SampleTable, plan_batches
 from .self_check import check_against_autograd
 from .sketching_collator import SketchingCollator
@@ -62,38 +63,60 @@ def collect_gradients(
     output_dir: Path,
     options: PassOptions,
     description: str,
+    max_rows_per_task: int | str | None = None,
 ) -> GradientStore:
     """Run a pass, or what is left of one; see `GradientCollator.collect`."""
+    check_row_limit(max_rows_per_task, collator.objectives)
     model = unwrap(model)
     collator.prepare(model)
-    rank, world_size = distributed_rank()
     rows = SampleTable(datasets)
     kind = "/".join([collator.projections[0].kind, *(str(p.seed) for p in collator.projections)])
-    fingerprint = {**model_fingerprint(model), "data": data_fingerprint(datasets), "projection": kind}
+    fingerprint: dict[str, Any] = {**model_fingerprint(model), "data": data_fingerprint(datasets), "projection": kind}
+    if max_rows_per_task is not None:
+        fingerprint["max_rows_per_task"] = max_rows_per_task
     layout = collator.layout(rows.task_names)
     with StoreWriter(output_dir, fingerprint, layout, repair=options.repair) as writer:
-        pending = rows.pending(writer.finished_samples())
-        barrier()  # no rank may write before every rank has seen what is finished
-        if options.self_check and len(pending):
-            check_against_autograd(collator, model, rows, pending)
-        mine, size = 0, options.shard_size * world_size
-        with (
-            progress_bar(-(-len(pending) // world_size), description) as advance,
-            collator.attach(model) as attached,
-        ):
-            work = GradientPass(collator, attached, rows, options)
-            for start in range(0, len(pending), size):
-                with saves_first():  # a stop leaves a shard of what is computed
-                    columns, gradients = work.run(pending[start : start + size], advance)
-                    if len(columns["sample_idx"]):
-                        writer.write(columns, gradients)
-                        mine += len(columns["sample_idx"])
-        work.warn()
-        shares = dict(gather_lists([(str(rank), mine)]))  # also waits for every rank
-        if rank == 0:
-            writer.finish(len(rows), shares)
+        sampling, checked, mine = RowSampling(rows, max_rows_per_task), not options.self_check, 0
+        is_finished = any(gather_lists([writer.manifest["complete"]]))  # the first rank alone opens the store
+        count = None if is_finished else sampling.first_round
+        while count is not None:
+            wanted = sampling.positions(count)
+            pending = wanted[np.isin(wanted, rows.pending(writer.finished_samples()))]
+            barrier()  # no rank may write before every rank has seen what is finished
+            if len(pending) and not checked:
+                check_against_autograd(collator, model, rows, pending)
+                checked = True
+            mine += collect_rows(collator, model, rows, pending, writer, options, description)
+            shares = dict(gather_lists([(str(distributed_rank()[0]), mine)]))  # also waits for every rank
+            count = sampling.next_round(count, writer.read_gradients)
+            if count is None and distributed_rank()[0] == 0:
+                writer.finish(len(wanted), shares, sampling.population if len(wanted) < len(rows) else None)
         barrier()
     return GradientStore(output_dir)
+
+
+def collect_rows(
+    collator: SketchingCollator,
+    model: torch.nn.Module,
+    rows: SampleTable,
+    pending: np.ndarray,
+    writer: StoreWriter,
+    options: PassOptions,
+    description: str,
+) -> int:
+    """Compute and write the rows at some positions; returns how many this rank wrote."""
+    world_size, mine = distributed_rank()[1], 0
+    size = options.shard_size * world_size
+    with progress_bar(-(-len(pending) // world_size), description) as advance, collator.attach(model) as attached:
+        work = GradientPass(collator, attached, rows, options)
+        for start in range(0, len(pending), size):
+            with saves_first():  # a stop leaves a shard of what is computed
+                columns, gradients = work.run(pending[start : start + size], advance)
+                if len(columns["sample_idx"]):
+                    writer.write(columns, gradients)
+                    mine += len(columns["sample_idx"])
+    work.warn()
+    return mine
 
 
 class GradientPass:

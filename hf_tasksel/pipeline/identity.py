@@ -30,7 +30,8 @@ def key_of_0_1_0(run: Run, name: str, settings: dict[str, Any]) -> str | None:
     """Return the key that version 0.1.0 put on record for a costly piece of work, so that its results still count."""
     config = run.config
     if name.startswith("gradients/"):
-        return value_fingerprint({key: value for key, value in settings.items() if key != "data"})
+        gradients = {k: v for k, v in settings["gradients"].items() if k != "max_rows_per_task"}  # it took all rows
+        return value_fingerprint({**{k: v for k, v in settings.items() if k != "data"}, "gradients": gradients})
     if name != "meta" and not name.startswith("fine_tune/"):
         return None
     more = {"fine_tuning": config.fine_tuning, "generation": config.generation, "tasks": settings.get("tasks")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..gradients.row_sampling import most_rows, rows_in_words
 from .context import Run
 from .displacing import row_counts
 from .plan import readable_seconds
@@ -18,17 +19,18 @@ def work_ahead(run: Run) -> dict[str, tuple[str, float]]:
     rows = materials.tokenized
     whole = training_steps(materials.meta_args, len(rows["train"]))
     seen = whole * samples_per_step(materials.meta_args)
-    passes, passed = len(set(map(str, config.gradients.checkpoints))), len(rows["train"]) + len(rows["dev"])
+    passes, limit = len(set(map(str, config.gradients.checkpoints))), config.gradients.max_rows_per_task
+    counts, dev = row_counts(run), len(rows["dev"])
     final = training_steps(materials.final_args, len(rows["train"])) * samples_per_step(materials.final_args) / seen
-    probes = run_plan(config, materials.final_args, row_counts(run), len(rows["dev"]))
+    probes = run_plan(config, materials.final_args, counts, dev)
     compared = "all" in config.compare_with
     also = " and, to compare, on all tasks" if compared else ""
     on_all = probes is not None and probes.trains_all
     return {
         "meta-train": (f"meta training ({whole:,} steps on all tasks)", 1.0),
         "collect": (
-            f"{passes} gradient {'pass' if passes == 1 else 'passes'} ({passed:,} rows)",
-            passes * passed / seen,
+            f"{passes} gradient {'pass' if passes == 1 else 'passes'} ({rows_in_words(counts, limit, dev)})",
+            passes * (most_rows(counts, limit) + dev) / seen,
         ),
         "probe": ("what estimates ask", final * (probes.training_cost + probes.asking_cost) if probes else 0.0),
         "select": ("the search", 0.0),

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from ..config.run_config import RunConfig
 from ..data.tasks import load_tasks, tokenize_splits
 from ..gradients.costs import GradientCosts, gradient_costs
+from ..gradients.row_sampling import most_rows
 from ..training.models import load_model_config, load_tokenizer, lora_config, quantization_config
 from .arguments import fine_tuning_arguments, meta_arguments
 from .chat_suggestion import suggest_chat
@@ -54,7 +55,8 @@ def make_plan(config: RunConfig, devices: Devices | None = None) -> dict[str, An
     passes = len(set(map(str, config.gradients.checkpoints)))
     costs = pass_costs(config, parameters, tokens["train"] / max(1, samples["train"]), samples_per_step(meta))
     forward_and_back = 2 * parameters["total"]
-    gradient_tokens = passes * (tokens["train"] + tokens["dev"])
+    passed = most_rows(task_rows, config.gradients.max_rows_per_task)
+    gradient_tokens = passes * (tokens["train"] * passed / max(1, samples["train"]) + tokens["dev"])
     macs = {
         "meta training": forward_and_back * trained_tokens(meta, tokens["train"], samples["train"]),
         "gradient passes": round(forward_and_back * costs.relative_to_training * gradient_tokens),
@@ -67,7 +69,7 @@ def make_plan(config: RunConfig, devices: Devices | None = None) -> dict[str, An
         "samples": samples,
         "tokens": tokens,
         "parameters": parameters,
-        "gradient_store_bytes": passes * costs.bytes_per_sample * (samples["train"] + samples["dev"]),
+        "gradient_store_bytes": passes * costs.bytes_per_sample * (passed + samples["dev"]),
         "gradient_pass": costs.to_dict(),
         "adapter_bytes": 4 * parameters["trainable"],
         "steps": {

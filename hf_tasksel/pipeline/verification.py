@@ -7,8 +7,8 @@ import numpy as np
 from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..estimation.comparison import Verification, compare
-from ..estimation.estimator import SubsetEstimator, random_halves
-from ..estimation.subsets import num_subsets, random_subsets
+from ..estimation.estimator import SubsetEstimator
+from ..estimation.subsets import num_subsets, random_halves, random_subsets
 from ..records.estimates_table import ESTIMATES_FILE, write_verified
 from ..records.estimator import calibrate_from_folder, fit_run_estimator
 from ..records.files import VERIFICATION_FILE

@@ -13,7 +13,8 @@ from sklearn.exceptions import NotFittedError
 
 from estimation.synthetic import random_columns
 from hf_tasksel.core.errors import ConfigError, DataError, StoreError
-from hf_tasksel.estimation.estimator import SubsetEstimator, random_halves
+from hf_tasksel.estimation.estimator import SubsetEstimator
+from hf_tasksel.estimation.subsets import random_halves
 from hf_tasksel.estimation.surrogates import SURROGATES
 from hf_tasksel.gradients.store.reader import GradientStore
 from hf_tasksel.gradients.store.writer import StoreWriter

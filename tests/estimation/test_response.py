@@ -11,8 +11,9 @@ import pytest
 from estimation.synthetic import random_store
 from hf_tasksel.core.errors import DataError, TaskSelectionError
 from hf_tasksel.estimation.coefficients import coefficients
-from hf_tasksel.estimation.estimator import SubsetEstimator, random_halves
+from hf_tasksel.estimation.estimator import SubsetEstimator
 from hf_tasksel.estimation.response import ResponseEstimate
+from hf_tasksel.estimation.subsets import random_halves
 from hf_tasksel.selection.greedy import forward_selection
 
 TASKS = ["t0", "t1", "t2", "t3"]

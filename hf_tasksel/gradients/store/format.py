@@ -3,7 +3,7 @@
 A shard's name carries its checksum, so that a whole shard can be told from a damaged one without any other file; its
 Arrow metadata carry a hash of what the store is of, so that no shard is taken for another store's. The manifest says
 what the gradients are of (fingerprints) and, once the pass is finished, which shards there are and how many rows each
-has.
+has; where the store holds a sample of the training rows, also how many rows each task has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ...data.config import LONGEST_NAME
 from .compression import is_compressed
 
 FORMAT_VERSION = 2
+SAMPLED_VERSION = 3  # of stores that hold a sample of the rows of each task
 MANIFEST_FILE = "manifest.json"
 SHARDS = "shard-*.arrow"
 REMEDY = "run `hf-tasksel collect CONFIG --repair` (repair=True in Python), which collects its samples again"
@@ -115,14 +116,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(file)
         check_kinds(manifest, {"format_version": int})
-        if manifest["format_version"] == FORMAT_VERSION:
+        if manifest["format_version"] in (FORMAT_VERSION, SAMPLED_VERSION):
             check_manifest(manifest)
     except TaskSelectionError as error:
         raise StoreError(
             f"the manifest {file} is damaged ({error}): delete it and collect again, which keeps the shards"
         ) from None
-    refuse_newer(manifest, f"the store {path}", FORMAT_VERSION)
-    if manifest["format_version"] != FORMAT_VERSION:
+    refuse_newer(manifest, f"the store {path}", SAMPLED_VERSION)
+    if manifest["format_version"] < FORMAT_VERSION:
         raise StoreError(
             f"the store {path} has format version {manifest['format_version']}, this version reads {FORMAT_VERSION}: "
             "delete it and collect again"
@@ -146,6 +147,8 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
             raise StoreError(f"{shard['file']!r} is not the name of a shard")
     if len({shard["file"] for shard in manifest["shards"]}) < len(manifest["shards"]):
         raise StoreError("it names a shard twice")
+    population = manifest.get("population", {})
+    check_kinds(population, dict.fromkeys(population, int) if isinstance(population, dict) else {})
     rows = sum(shard["rows"] for shard in manifest["shards"])
     if not rows == manifest["num_samples"] > 0:
         raise StoreError(f"its shards have {rows} rows for {manifest['num_samples']} samples")

@@ -5,6 +5,7 @@ Reading needs numpy and pyarrow only; what lies in the folder is described in `s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +114,36 @@ class GradientStore:
         """Names of the tasks that have training rows, in the order of the task list."""
         present = set(self.task[self.split == "train"])
         return [name for name in self.layout.task_names if name in present]
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the store holds a random sample of the training rows (`gradients.max_rows_per_task`)."""
+        return "population" in self.manifest
+
+    def require_all_rows(self) -> None:
+        """Raise `StoreError` for a store that holds a sample of the training rows."""
+        if self.is_sampled:
+            raise StoreError(
+                f"the store {self.path} holds a sample of the tasks' rows, and all are needed: collect with "
+                "gradients.max_rows_per_task null, into another folder"
+            )
+
+    @cached_property
+    def population(self) -> dict[str, int]:
+        """Task -> training rows that it has; the store may hold a random sample of them.
+
+        Raises:
+            StoreError: when it says that a task has fewer than the store holds.
+        """
+        held = Counter(self.task[self.split == "train"].tolist())
+        found = {name: self.manifest.get("population", held).get(name, held[name]) for name in self.task_names}
+        for name, count in found.items():
+            if count < held[name]:
+                raise StoreError(
+                    f"the store {self.path} holds {held[name]} rows of task {name!r}, which it says has {count}: "
+                    "delete its folder and collect again"
+                )
+        return found
 
     def gradients(self, objective: str = "loss", seed: int | None = None) -> np.ndarray:
         """Return projected gradients of `loss` or `log_odds`, shape (num_samples, dim), by one seed (the first).

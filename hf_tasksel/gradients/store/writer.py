@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ...core.files import atomic_path, write_json
 from .format import (
     FORMAT_VERSION,
     MANIFEST_FILE,
+    SAMPLED_VERSION,
     SHARDS,
     StoreLayout,
     check_shard,
@@ -170,12 +172,23 @@ class StoreWriter:
             )
         return cast
 
-    def finish(self, num_samples: int, ranks: dict[str, int] | None = None) -> None:
+    def read_gradients(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Read what is written so far shard by shard: tasks and splits (rows,), loss gradients (rows, dim)."""
+        column = self.layout.gradient_columns()["loss", self.layout.seeds[0]]
+        for path in self._shards():
+            shard = read_shard(path, self._schema)
+            gradients = shard[column].combine_chunks().flatten().to_numpy().reshape(-1, self.layout.dim)
+            yield shard["task"].to_numpy(), shard["split"].to_numpy(), gradients
+
+    def finish(
+        self, num_samples: int, ranks: dict[str, int] | None = None, population: dict[str, int] | None = None
+    ) -> None:
         """Mark the store complete; one rank does it, after all have written.
 
         Args:
             num_samples: how many rows there must be.
             ranks: rank -> samples that it added in the last pass, for the record.
+            population: task -> training rows that it has, of which the store holds a random sample.
 
         Raises:
             StoreError: when rows are missing or doubled, or there are none.
@@ -192,6 +205,8 @@ class StoreWriter:
             )
         shards = [{"file": path.name, "rows": len(read_shard(path, self._schema))} for path in self._shards()]
         done = {"complete": True, "num_samples": num_samples, "ranks": ranks or {}, "shards": shards}
+        if population:
+            done |= {"format_version": SAMPLED_VERSION, "population": population}
         write_json(self.path / MANIFEST_FILE, {**self.manifest, **done})
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from ...config.run_config import RunConfig
@@ -14,6 +15,7 @@ from ...core.distributed import barrier, distributed_rank
 from ...core.errors import StoreError
 from ...gradients.collator import GradientCollator
 from ...gradients.preconditioning import load_second_moments
+from ...gradients.row_sampling import rows_in_words
 from ...gradients.store.reader import MANIFEST_FILE, GradientStore
 from ...records.stores import checkpoint_steps, store_path
 from ..checks import PASS_OPTIONS, SKETCH_OPTIONS
@@ -59,7 +61,9 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     materials, step, folder = run.materials, piece.settings["step"], piece.result.parent
     rows = {name: materials.tokenized[name] for name in SPLITS}
     again = ", what is damaged or missing" if folder.exists() and run.repair else ""
-    run.say(f"gradient pass over {sum(map(len, rows.values()))} samples at step {step}{again}")
+    limit = run.config.gradients.max_rows_per_task
+    count = rows_in_words(np.bincount(rows["train"]["task"]), limit, len(rows["dev"]))
+    run.say(f"gradient pass over {count} at step {step}{again}")
     if run.repair and distributed_rank()[0] == 0 and differing(run.output_dir, run.record.files(piece.name)):
         (folder / MANIFEST_FILE).unlink(missing_ok=True)  # it is not this store's; the shards tell whether they are
     barrier()
@@ -69,6 +73,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
         rows,
         folder,
         description=f"gradients at step {step}",
+        max_rows_per_task=limit,
         repair=run.repair,
         **run.config.part("gradients", PASS_OPTIONS),
     )

@@ -116,10 +116,11 @@ def cluster_samples(
     Raises:
         ConfigError: for an unknown method or task, too many samples for `agglomerative`, or a number of clusters
             that is not in 1 … number of samples.
-        StoreError: when the store lacks the objective.
+        StoreError: when the store lacks the objective, or holds a sample of the tasks' rows.
     """
     if method not in METHODS:
         raise ConfigError(f"method {method!r} is not one of {list(METHODS)}{did_you_mean(method, METHODS)}")
+    store.require_all_rows()
     rows = training_rows(store, task)
     if not 1 <= num_clusters <= len(rows):
         raise ConfigError(f"num_clusters must be in 1 … {len(rows)} (the number of samples), not {num_clusters}")
