@@ -82,8 +82,15 @@ def _start_clocks(reads: int) -> None:
             _Signals.deadline.start()
 
 
-# a process that is forked off shares the pipe: its signals are not ours
-os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+def _forked() -> None:
+    """Let a process that was forked off end at once: its signals are not the command's, whose pipe it shares."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from .formats.columns import field_columns, refuse_media, with_nested
 from .formats.encoding import PairEncoder, RowEncoder, is_chat, setting
 from .formats.registry import FORMATS, detect_format, format_class
 from .formats.row_format import CANONICAL_FEATURES, FormattedRow, RowFormat
+from .many_rows import one_thread_each, processes_for, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,10 +98,11 @@ def format_rows(
             )
         return canonical(as_chat(found, format) if chat else found, loss, truncation)
 
-    made_of = None  # `datasets` hashes the code that it calls, once a task: for ours that is done once
+    made_of = processes = None  # `datasets` hashes the code that it calls, once a task: for ours that is done once
     if format in FORMATS:
         options = [format, columns, template, chat, loss, truncation, list(keep)]
         made_of = value_fingerprint([code_fingerprint(), dataset._fingerprint, options])
+        processes = processes_for(len(dataset))
     with readable_text(dataset, f"task {task!r}"):
         return dataset.map(
             convert,
@@ -108,6 +110,7 @@ def format_rows(
             remove_columns=[name for name in dataset.column_names if name not in keep],
             features=type(CANONICAL_FEATURES)({**{n: dataset.features[n] for n in keep}, **CANONICAL_FEATURES}),
             new_fingerprint=made_of,
+            num_proc=processes,
             desc=f"format {task}",
         )
 
@@ -233,13 +236,13 @@ def encode_rows(
 ) -> Dataset:
     """Return all rows as tokens with a column `was_cut`; rows to leave out have none. See `tokenize_rows`."""
     dataset = recognised(dataset)
-    has_chat = "messages" in dataset.column_names and any(is_chat(row) for row in dataset)
+    has_chat = "messages" in dataset.column_names and any(map(is_chat, rows_of(dataset, "messages", "settings")))
     if has_chat and tokenizer.chat_template is None:
         raise DataError(
             f"{chat_task(dataset)} has `messages`, which need a tokenizer with a chat template; this one has none: "
             "take a base that was trained to chat, or leave the task out"
         )
-    wants_assistant = has_chat and any(setting(row, "loss") == "assistant" for row in dataset)
+    wants_assistant = has_chat and any(setting(row, "loss") == "assistant" for row in rows_of(dataset, "settings"))
     encode: Any = (
         PairEncoder(tokenizer, max_length)
         if is_encoder_decoder
@@ -256,8 +259,11 @@ def encode_rows(
             raise DataError(f"{where}, row {index}: {error}") from error
 
     text_columns = [c for c in CANONICAL_FEATURES if c in dataset.column_names]
-    with readable_text(dataset, "the dataset"):
-        return dataset.map(convert, with_indices=True, remove_columns=text_columns, desc="tokenize")
+    processes = processes_for(len(dataset))
+    with readable_text(dataset, "the dataset"), one_thread_each(processes):
+        return dataset.map(
+            convert, with_indices=True, remove_columns=text_columns, num_proc=processes, desc="tokenize"
+        )
 
 
 def recognised(dataset: Dataset) -> Dataset:
@@ -288,9 +294,8 @@ def chat_task(dataset: Dataset) -> str:
     return f"task {dataset.features['task'].int2str(row['task'])!r}" if has_names(dataset) else "the dataset"
 
 
-def row_key(row: Mapping[str, Any]) -> str:
-    """Return what makes two rows the same sample: prompt, conversation, completion, apart from outer white space."""
-    return json.dumps(
-        [row["prompt"].strip(), row.get("messages") or [], row["completion"].strip()],
-        ensure_ascii=False,
-    )
+def row_keys(dataset: Dataset) -> Iterator[str]:
+    """Yield what makes two rows the same sample: prompt, conversation, completion, apart from outer white space."""
+    for row in rows_of(dataset, "prompt", "messages", "completion"):
+        key = [row["prompt"].strip(), row.get("messages") or [], row["completion"].strip()]
+        yield json.dumps(key, ensure_ascii=False)

@@ -14,7 +14,8 @@ from ..core.errors import ConfigError, DataError, did_you_mean
 from .config import CHOICES, LONGEST_NAME, DataConfig, TargetConfig
 from .formats.chat import Conversation, parts_not_shown
 from .formats.encoding import is_chat
-from .formatting import encode_rows, fitting, row_key
+from .formatting import encode_rows, fitting, row_keys
+from .many_rows import rows_of
 from .sources import format_config, is_local_file, load_entry, load_rows, sample_rows, task_entries
 
 if TYPE_CHECKING:
@@ -289,16 +290,16 @@ def find_leakage(
     Returns:
         The dev rows that are left.
     """
-    tested = {row_key(row) for row in test}
-    held_out = tested | {row_key(row) for row in dev}
+    tested = set(row_keys(test))
+    held_out = tested.union(row_keys(dev))
     for name, rows in list(tasks.items()):
-        keep = [i for i, row in enumerate(rows) if row_key(row) not in held_out]
+        keep = [i for i, key in enumerate(row_keys(rows)) if key not in held_out]
         if len(keep) < len(rows):
             report.leaked[name] = len(rows) - len(keep)
             tasks[name] = rows.select(keep)
             if not keep and target.leakage == "drop":
                 raise DataError(f"task {name!r} is empty: all its rows are also target dev or test rows")
-    own = [i for i, row in enumerate(dev) if row_key(row) not in tested]
+    own = [i for i, key in enumerate(row_keys(dev)) if key not in tested]
     report.dev_in_test = len(dev) - len(own)
     if report.leaked and target.leakage == "error":
         name, count = next(iter(report.leaked.items()))
@@ -345,7 +346,7 @@ def not_shown(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, li
     """Return, per task, what its conversations hold that the tokenizer's chat template never looks at."""
     found: dict[str, set[str]] = {}
     names = rows.features["task"].names
-    for row in rows if tokenizer.chat_template else []:
+    for row in rows_of(rows, *rows.column_names) if tokenizer.chat_template else []:
         if is_chat(row):
             parts = parts_not_shown(tokenizer.chat_template, Conversation.of(row))
             found.setdefault(names[row["task"]], set()).update(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from ..data.formats.encoding import is_chat, setting
+from ..data.many_rows import rows_of
 from ..data.tasks import TaskSplits
 
 
@@ -13,7 +14,8 @@ def suggest_chat(splits: TaskSplits, tokenizer: PreTrainedTokenizerBase) -> str 
     if tokenizer.chat_template is None:
         return None
     names = splits.train.features["task"].names
-    plain = {names[row["task"]] for row in splits.train if not is_chat(row) and setting(row, "loss") != "all"}
+    rows = rows_of(splits.train, "task", "messages", "settings")
+    plain = {names[row["task"]] for row in rows if not is_chat(row) and setting(row, "loss") != "all"}
     target = splits.dev[0]
     if not is_chat(target) and setting(target, "loss") != "all":
         plain.add(splits.target)

@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..config.run_config import RunConfig
-from ..data.formatting import row_key
+from ..data.formatting import row_keys
 from ..data.tasks import TaskSplits, load_tasks, tokenize_splits
 from ..gradients.objective import IGNORE_INDEX
 from ..training.models import load_model_config, load_tokenizer
@@ -71,7 +71,7 @@ def counts(name: str, rows: Dataset, splits: TaskSplits) -> dict[str, int]:
         "cut": report.truncated.get(name, 0) if is_task else 0,
         "too long": report.too_long.get(name, 0) if is_task else 0,
         "empty": report.empty_completions.get(name, 0) if is_task else 0,
-        "repeated": sum(count - 1 for count in Counter(map(row_key, text)).values()),
+        "repeated": sum(count - 1 for count in Counter(row_keys(text)).values()),
         "leaked": report.leaked.get(name, 0) if is_task else report.dev_in_test,
     }
 

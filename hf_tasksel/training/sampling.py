@@ -57,9 +57,9 @@ class MultitaskSampler(Sampler[int]):
             return iter(rng.permutation(len(self.task_ids)).tolist())
         order = self._task_order(rng)
         result = np.empty(len(order), dtype=np.int64)
-        for task in np.unique(self.task_ids):
-            members = np.flatnonzero(self.task_ids == task)
-            places = np.flatnonzero(order == task)
+        all_members, all_places = positions_by_task(self.task_ids), positions_by_task(order)
+        for task, members in all_members.items():
+            places = all_places.get(task, np.empty(0, dtype=np.int64))
             rounds = -(-len(places) // len(members))
             draws = np.concatenate([rng.permutation(members) for _ in range(rounds)] or [members[:0]])
             result[places] = draws[: len(places)]
@@ -75,3 +75,10 @@ class MultitaskSampler(Sampler[int]):
         power = 0.0 if self.strategy == "balanced" else 1.0 / self.temperature
         weights = sizes.astype(float) ** power
         return rng.choice(tasks, size=len(self), p=weights / weights.sum())
+
+
+def positions_by_task(tasks: np.ndarray) -> dict[int, np.ndarray]:
+    """Return task -> its positions, ascending, in the order of the tasks."""
+    order = np.argsort(tasks, kind="stable")
+    names, starts = np.unique(tasks[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
