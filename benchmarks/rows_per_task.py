@@ -135,6 +135,7 @@ def draw(found: dict[str, Any]) -> None:
     left.legend(frameon=False)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
+        axes.set_xticks(COUNTS, COUNTS)
         axes.set_xlabel("rows of each task")
         tidy(axes, "y")
     save(figure, ROOT / "docs" / "images" / "rows_per_task.png")

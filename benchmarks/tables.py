@@ -125,6 +125,26 @@ def model_memory() -> str:
     return markdown(header, rows, "memory")
 
 
+def rows_per_task() -> str:
+    """How many rows of a task the gradient pass needs."""
+    header = [
+        "study",
+        "rows of each task",
+        "share of the pass",
+        "Spearman with true losses",
+        "error ÷ spread",
+        "it says",
+    ]
+    rows: list[list[Any]] = []
+    for name, study in result("rows_per_task")["studies"].items():
+        for row in study["sampled"]:
+            mark = " (`auto`)" if row["rows"] == study["enough"] else ""
+            figures = [f"{row[key]:.2f}" for key in ("spearman", "error", "error_it_says")]
+            rows.append([name, f"{row['rows']}{mark}", f"{row['share_of_pass']:.0%}", *figures])
+        rows.append([name, f"all ({study['all']['rows']})", "100%", f"{study['all']['spearman']:.2f}", "0", "0"])
+    return markdown(header, rows, "rows_per_task")
+
+
 def projections() -> str:
     """Errors of sketches by kind and length, means over seeds."""
     found = result("projections")["rows"]
@@ -414,6 +434,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gradient_speed": gradient_speed,
     "gradient_costs": gradient_costs,
     "memory": memory,
+    "rows_per_task": rows_per_task,
     "model_memory": model_memory,
     "projections": projections,
     "expansion": expansion,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import DataCollatorForSeq2Seq
 from ..core.distributed import barrier, distributed_rank
 from ..core.progress import progress_bar
 from ..core.tensors import are_whole, load_tensors, save_tensors
+from ..engines.config import EngineConfig
+from ..engines.engine import Job, make_engine
 from ..estimation.coefficients import coefficients
 from ..estimation.subsets import num_subsets, random_subsets, subset_weights
 from ..gradients.per_sample import named_trainable
@@ -26,6 +29,7 @@ from ..training.models import add_lora
 from .context import Run
 from .probe_plan import ROWS_PER_TASK
 from .training_steps import samples_per_step, training_steps
+from .true_runs import JOBS_FOLDER, worker_run
 
 RELATIVE_LENGTH = 0.25  # of random subsets' displacements, to what training on all tasks moves
 LENGTHS = (0.5, 1.0, 2.0)  # times that: how far subsets move is known no better
@@ -74,16 +78,34 @@ def by_gradients(run: Run, folder: Path) -> LoadedDisplacements:
 
 
 def probe_all(run: Run, folder: Path, steps: int) -> None:
-    """Probe the tasks that have no whole file yet, dealt out to the ranks of a launch."""
+    """Probe the tasks that have no whole file yet: by the run's engine, or dealt out to the ranks of a launch."""
     rank, world_size = distributed_rank()
     missing = [k for k in range(len(run.materials.splits.task_names)) if not are_whole(probe_file(folder, k))]
     barrier()  # all ranks have looked before one writes
     mine = missing[rank::world_size]
+    jobs = [(run.config.to_dict(), task, steps, str(probe_file(folder, task))) for task in mine]
     with progress_bar(len(mine), f"probes of {steps} steps") as advance:
-        for task in mine:
-            probe(run, task, steps, probe_file(folder, task))
+        for _ in in_turn(run, jobs) if run.config.engine == EngineConfig() or world_size > 1 else by_engine(run, jobs):
             advance(1)
     barrier()
+
+
+def in_turn(run: Run, jobs: Sequence[Job]) -> Iterator[None]:
+    """Probe one task after the other, here."""
+    for _, task, steps, path in jobs:
+        probe(run, task, steps, Path(path))
+        yield
+
+
+def by_engine(run: Run, jobs: Sequence[Job]) -> Iterator[None]:
+    """Probe tasks where the engine says, many at a time."""
+    for _ in make_engine(run.config.engine, run.output_dir / JOBS_FOLDER, run.say).run(probe_job, jobs):
+        yield
+
+
+def probe_job(config: dict[str, Any], task: int, steps: int, path: str) -> None:
+    """Probe one task in a worker process."""
+    probe(worker_run(config), task, steps, Path(path))
 
 
 def probe(run: Run, task: int, steps: int, path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from hf_tasksel.config.run_config import RunConfig
 from hf_tasksel.core.errors import ConfigError
 from hf_tasksel.core.files import read_json
+from hf_tasksel.core.tensors import load_tensors
 from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.response import ResponseEstimate
 from hf_tasksel.estimation.subsets import random_subsets, subset_sizes
@@ -29,6 +30,8 @@ from hf_tasksel.pipeline.displacing import (
     displaced,
     fresh_adapter,
     gradient_step,
+    probe_all,
+    probe_file,
 )
 from hf_tasksel.pipeline.probe_plan import (
     FEWEST_POINTS,
@@ -308,3 +311,19 @@ def test_probes_start_where_fine_tunes_do(run_values):
     fresh = add_lora(materials.base(), run.config)
     for (name, p), q in zip(fresh.named_parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(p, q.cpu()), name
+
+
+def test_probes_by_an_engine_are_those_of_this_process(run_values, tmp_path):
+    run = probed(run_values, 3)
+    pipeline.collect(run)
+    probe_all(run, tmp_path / "here", 2)
+    elsewhere = probed(run_values, 3, engine={"name": "local", "processes": 2})
+    probe_all(elsewhere, tmp_path / "there", 2)
+    for task in range(len(run.materials.splits.task_names)):
+        ours, theirs = (load_tensors(probe_file(tmp_path / folder, task)) for folder in ("here", "there"))
+        assert ours.keys() == theirs.keys()
+        for name, moved in ours.items():
+            torch.testing.assert_close(theirs[name], moved, rtol=1e-4, atol=1e-6)
+    first = probe_file(tmp_path / "there", 0).stat().st_mtime_ns
+    probe_all(elsewhere, tmp_path / "there", 2)
+    assert probe_file(tmp_path / "there", 0).stat().st_mtime_ns == first, "nothing is trained twice"
