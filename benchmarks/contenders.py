@@ -34,6 +34,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "lengths": (48, 128),
         "dtype": torch.float32,
     },
+    "smollm2-135m": {
+        "config": {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+        "num_samples": 16,
+        "lengths": (48, 128),
+        "dtype": torch.float32,
+    },
     "llama-3-8b": {
         "config": {
             "vocab_size": 128256,

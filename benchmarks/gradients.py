@@ -1,6 +1,7 @@
 """What does the gradient pass cost beside a training step, and beside other libraries that compute the same?
 
     python benchmarks/gradients.py                                  # a small Llama on a CPU
+    python benchmarks/gradients.py --shape smollm2-135m --rounds 3    # the shape of SmolLM2-135M, on a CPU
     python benchmarks/gradients.py --device cuda --shape llama-3-8b   # random weights in bfloat16, on a GPU
 
 Every contender is given the same model, the same padded batches and the same d, and all take turns, so that a noisy
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import CONTENDERS, DIM, Workload, make_workload
+from contenders import CONTENDERS, DIM, SHAPES, Workload, make_workload
 
 from hf_tasksel.core.version import versions
 
@@ -38,7 +39,7 @@ PACKAGES = {"bergson": "bergson", "trak": "traker", "dattri": "dattri", "opacus"
 def main() -> None:
     """Time all contenders, then measure the memory of each in a process of its own."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", default="small", choices=["small", "llama-3-8b"])
+    parser.add_argument("--shape", default="small", choices=list(SHAPES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -60,7 +60,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def gradient_speed() -> str:
+def gradient_speed(shape: str) -> str:
     """Time and memory of the gradient pass beside a plain step and other libraries."""
     rows = [
         [
@@ -69,10 +69,10 @@ def gradient_speed() -> str:
             f"{r['ratio_to_plain_step']:.2f} ({r['ratio_range'][0]:.2f}–{r['ratio_range'][1]:.2f})",
             r["peak_memory_mb"],
         ]
-        for name, r in result("gradients_small")["contenders"].items()
+        for name, r in result(f"gradients_{shape}")["contenders"].items()
     ]
     header = ["", "samples/s", "time ÷ plain step, median (range)", "peak memory, MB"]
-    return markdown(header, rows, "gradients_small")
+    return markdown(header, rows, f"gradients_{shape}")
 
 
 def gradient_costs() -> str:
@@ -431,7 +431,7 @@ def all_passed(tests: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "reliability": reliability,
-    "gradient_speed": gradient_speed,
+    "gradient_speed": partial(gradient_speed, "small"),
     "gradient_costs": gradient_costs,
     "memory": memory,
     "rows_per_task": rows_per_task,

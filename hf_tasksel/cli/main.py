@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from ..pipeline.context import Run
 
 LOOKS = ("plan", "data")  # they train nothing and write nothing
+SPINS = "1000"  # turns that a waiting thread keeps its core busy for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a wrong input is one sentence on stderr and exit code 2."""
     options, rest = make_parser().parse_known_args(arguments)
+    share_cores()
     try:
         with stop_on_signals():
             dispatch(options, rest)
@@ -43,6 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("hf-tasksel: interrupted; the same command goes on from here", file=sys.stderr)
         return 143 if isinstance(stop, Stopped) else 130
     return 0
+
+
+def share_cores() -> None:
+    """Let threads that wait for one another sleep soon: beside other work they may wait for one that is not running.
+
+    Without it, steps of small models took up to fifty times longer on a busy machine (docs/decisions.md). It is for
+    GNU's OpenMP, as PyTorch has it on Linux, which reads it when it is loaded; what the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def dispatch(options: argparse.Namespace, rest: list[str]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from .checkpoints import DEFAULT_CHECKPOINTS, check_checkpoint
-from .row_sampling import check_row_limit
 
 
 @dataclass
@@ -40,7 +39,6 @@ class GradientsConfig:
     def __post_init__(self) -> None:
         if self.preconditioner not in (None, "adam"):
             raise ConfigError(f"preconditioner must be 'adam' or null, not {self.preconditioner!r}")
-        check_row_limit(self.max_rows_per_task, self.objectives)
         if not self.checkpoints:
             raise ConfigError("checkpoints is empty: name at least one meta checkpoint, such as half")
         for name in self.checkpoints:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.errors import ConfigError
-from .samples import SampleTable
+
+if TYPE_CHECKING:  # estimates use this module, too, and load no model library
+    from .samples import SampleTable
 
 AUTO = "auto"
 FIRST_ROWS = 32  # of each task, in the first round of `auto`

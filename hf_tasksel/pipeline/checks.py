@@ -9,6 +9,7 @@ from ..core.errors import ConfigError, did_you_mean
 from ..estimation.surrogates import surrogate_classes
 from ..gradients.collator import GradientCollator
 from ..gradients.gradient_pass import PassOptions
+from ..gradients.row_sampling import check_row_limit
 from ..records.estimator import AVERAGE, BEST
 from ..selection.search import search_method
 
@@ -27,6 +28,7 @@ def check_config(config: RunConfig) -> None:
     _ = config.compare_with  # refuses unknown names
     GradientCollator(lambda features: {}, **config.part("gradients", SKETCH_OPTIONS))
     PassOptions(**config.part("gradients", PASS_OPTIONS))
+    check_row_limit(config.gradients.max_rows_per_task, config.gradients.objectives)
     check_estimator(config)
     check_generation(config)
 

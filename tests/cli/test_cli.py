@@ -353,3 +353,27 @@ def test_quiet_is_silent_and_json_is_all_that_is_printed(command, finished, task
         done = subprocess.run(call, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         assert json.loads(done.stdout) if flag == "--json" else done.stdout == ""
+
+
+def test_threads_sleep_soon_unless_the_user_says_how_they_wait(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    cli.share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == cli.SPINS
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    cli.share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    cli.share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_command_sets_it_before_torch_is_loaded():
+    code = (
+        "import sys, os; from hf_tasksel.cli import main as m; "
+        "m.dispatch = lambda *a: print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT']); m.main(['env'])"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True)
+    assert done.stdout.strip() == f"False {cli.SPINS}", done.stderr[-2000:]
