@@ -18,6 +18,7 @@ import importlib.metadata
 import importlib.util
 import json
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -61,8 +62,7 @@ def main() -> None:
     for name, values in rows.items():
         print(f"{name:30} {values}")
     result = {
-        "command": "python benchmarks/gradients.py"
-        + ("" if options.shape == "small" else f" --shape {options.shape}"),
+        "command": shlex.join(["python", "benchmarks/gradients.py", *sys.argv[1:]]),
         "versions": {**versions(), **rival_versions()},
         "workload": workload.describe(),
         "threads": options.threads,
