@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,7 @@ def main() -> int:
         first, last = sizes[min(sizes)]["steps"], sizes[rows]["steps"]
         growth = {name: round(last[name]["seconds"] / max(first[name]["seconds"], 0.01), 1) for name in first}
         result = {
-            "command": "python benchmarks/scale.py",
+            "command": shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
             "versions": versions(),
             "threads": torch.get_num_threads(),
             "tasks": options.tasks,

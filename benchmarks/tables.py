@@ -125,6 +125,20 @@ def model_memory() -> str:
     return markdown(header, rows, "memory")
 
 
+def scale() -> str:
+    """What many tasks and rows take, step by step."""
+    found = result("scale")
+    sizes = list(found["sizes"].items())
+    rows = [
+        [step, *(f"{size['steps'][step]['seconds']:g}" for _, size in sizes), f"{growth:g}"]
+        for step, growth in found["growth"].items()
+    ]
+    most = [f"{max(step['gigabytes'] for step in size['steps'].values()):.1f} GB" for _, size in sizes]
+    rows.append(["most memory", *most, ""])
+    header = [f"{found['tasks']:,} tasks, seconds", *(f"{int(count):,} rows" for count, _ in sizes), "growth"]
+    return markdown(header, rows, "scale")
+
+
 def rows_per_task() -> str:
     """How many rows of a task the gradient pass needs."""
     header = [
@@ -439,6 +453,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gradient_costs": gradient_costs,
     "memory": memory,
     "rows_per_task": rows_per_task,
+    "scale": scale,
     "model_memory": model_memory,
     "projections": projections,
     "expansion": expansion,
