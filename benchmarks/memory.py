@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contenders import SHAPES
 from gradient_costs import SIZES
 from paths import RESULTS
 from peft import LoraConfig, get_peft_model
@@ -29,15 +30,7 @@ from hf_tasksel.core.version import versions
 from hf_tasksel.pipeline.fitting import GIGABYTE, OPTIMIZER
 from hf_tasksel.training.memory import count_memory
 
-SMOLLM2 = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
+SMOLLM2 = SHAPES["smollm2-135m"]["config"]
 CASES = [(1, 64, False), (4, 128, False), (4, 128, True), (8, 256, False), (8, 256, True)]
 LENGTH = 1024
 MEGABYTE = 1 << 20

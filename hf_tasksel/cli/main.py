@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def share_cores() -> None:
     """Let threads that wait for one another sleep soon: beside other work they may wait for one that is not running.
 
-    Without it, steps of small models took up to fifty times longer on a busy machine (docs/decisions.md). It is for
-    GNU's OpenMP, as PyTorch has it on Linux, which reads it when it is loaded; what the user has set stays.
+    Without it, steps of small models come nearly to a halt on a busy machine (docs/decisions.md). It is for GNU's
+    OpenMP, as PyTorch has it on Linux, which reads it when it is loaded; what the user has set stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

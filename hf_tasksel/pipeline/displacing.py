@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,7 @@ from transformers import DataCollatorForSeq2Seq
 from ..core.distributed import barrier, distributed_rank
 from ..core.progress import progress_bar
 from ..core.tensors import are_whole, load_tensors, save_tensors
-from ..engines.config import EngineConfig
-from ..engines.engine import Job, make_engine
+from ..engines.engine import make_engine
 from ..estimation.coefficients import coefficients
 from ..estimation.subsets import num_subsets, random_subsets, subset_weights
 from ..gradients.per_sample import named_trainable
@@ -29,7 +30,7 @@ from ..training.models import add_lora
 from .context import Run
 from .probe_plan import ROWS_PER_TASK
 from .training_steps import samples_per_step, training_steps
-from .true_runs import JOBS_FOLDER, worker_run
+from .true_runs import JOBS_FOLDER, uses_engine, worker_run
 
 RELATIVE_LENGTH = 0.25  # of random subsets' displacements, to what training on all tasks moves
 LENGTHS = (0.5, 1.0, 2.0)  # times that: how far subsets move is known no better
@@ -83,32 +84,25 @@ def probe_all(run: Run, folder: Path, steps: int) -> None:
     missing = [k for k in range(len(run.materials.splits.task_names)) if not are_whole(probe_file(folder, k))]
     barrier()  # all ranks have looked before one writes
     mine = missing[rank::world_size]
-    jobs = [(run.config.to_dict(), task, steps, str(probe_file(folder, task))) for task in mine]
+    jobs = [(task, steps, str(probe_file(folder, task))) for task in mine]
+    done: Iterator[Any]
+    if uses_engine(run):
+        config, engine = run.config.to_dict(), make_engine(run.config.engine, run.output_dir / JOBS_FOLDER, run.say)
+        done = engine.run(probe_job, [(config, *job) for job in jobs])
+    else:
+        done = itertools.starmap(partial(probe, run), jobs)
     with progress_bar(len(mine), f"probes of {steps} steps") as advance:
-        for _ in in_turn(run, jobs) if run.config.engine == EngineConfig() or world_size > 1 else by_engine(run, jobs):
+        for _ in done:
             advance(1)
     barrier()
 
 
-def in_turn(run: Run, jobs: Sequence[Job]) -> Iterator[None]:
-    """Probe one task after the other, here."""
-    for _, task, steps, path in jobs:
-        probe(run, task, steps, Path(path))
-        yield
-
-
-def by_engine(run: Run, jobs: Sequence[Job]) -> Iterator[None]:
-    """Probe tasks where the engine says, many at a time."""
-    for _ in make_engine(run.config.engine, run.output_dir / JOBS_FOLDER, run.say).run(probe_job, jobs):
-        yield
-
-
 def probe_job(config: dict[str, Any], task: int, steps: int, path: str) -> None:
     """Probe one task in a worker process."""
-    probe(worker_run(config), task, steps, Path(path))
+    probe(worker_run(config), task, steps, path)
 
 
-def probe(run: Run, task: int, steps: int, path: Path) -> None:
+def probe(run: Run, task: int, steps: int, path: str) -> None:
     """Train a few more steps on one task from the middle of meta training, and keep how far that moved the adapter."""
     args, checkpoint = run.materials.meta_args, middle_folder(run)
     rows, size = run.materials.tokenized["train"], samples_per_step(args)
@@ -119,7 +113,7 @@ def probe(run: Run, task: int, steps: int, path: Path) -> None:
         args.learning_rate / 2,
         load_second_moments(checkpoint),
     )
-    save_tensors(path, moved)
+    save_tensors(Path(path), moved)
 
 
 def batches(run: Run, rows: Dataset, size: int) -> list[Any]:

@@ -106,6 +106,11 @@ def is_done(run: Run, job: Job) -> bool:
     return truth_path(run, *job).is_file()
 
 
+def uses_engine(run: Run) -> bool:
+    """Say whether a run's jobs go where its engine says: it names one, and no launcher deals them out to ranks."""
+    return run.config.engine != EngineConfig() and distributed_rank()[1] == 1
+
+
 def finished_jobs(run: Run, jobs: list[Job], engine: EngineConfig) -> Iterator[None]:
     """Work through jobs, in this process or where the engine runs them, and yield after each."""
     in_turn = engine.name == "local" and min(len(jobs), engine.processes or default_processes(engine.ranks)) <= 1

@@ -17,7 +17,6 @@ import numpy as np
 
 from ...core.distributed import barrier, distributed_rank
 from ...core.progress import progress_bar
-from ...engines.config import EngineConfig
 from ...estimation.coefficients import coefficients
 from ...estimation.response import RESPONSE_FILE, ResponseEstimate
 from ...estimation.subsets import num_subsets, random_subsets, subset_sizes, subset_weights
@@ -32,7 +31,7 @@ from ..displacing import LENGTHS, RELATIVE_LENGTH, batches, displaced, gradient_
 from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
 from ..probe_plan import ProbePlan, run_plan
-from ..true_runs import FIRST_SEED, train_and_measure, true_runs, truth_path
+from ..true_runs import FIRST_SEED, train_and_measure, true_runs, truth_path, uses_engine
 from .fine_tuning import ALL, TUNED, tune, tuned_folder
 
 KNOWN, QUARTER, RESPONSE = "known_loss", "quarter", "response"
@@ -94,7 +93,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     if piece.name == TUNED + ALL:
         return tune(run, piece)
     tasks = piece.settings["tasks"]
-    if run.config.engine != EngineConfig() and distributed_rank()[1] == 1:  # all of them at once
+    if uses_engine(run):  # all of them at once
         plan = own_plan(run)
         true_runs(run, quarters(run, plan.runs if plan else 0), [FIRST_SEED])
     if piece.result.is_file():  # or `verify` trained it
