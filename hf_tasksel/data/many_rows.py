@@ -9,6 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..core.cores import cpu_count
+
 ROWS_PER_BATCH = 1000
 ROWS_PER_PROCESS = 25_000  # fewer do not repay the start of a process
 PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -27,8 +29,7 @@ def processes_for(rows: int) -> int | None:
 
     The cores are shared with the other ranks of this machine.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), rows // ROWS_PER_PROCESS)
+    count = min(cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), rows // ROWS_PER_PROCESS)
     return count if count > 1 else None
 
 

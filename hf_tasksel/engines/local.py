@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..core.cores import cpu_count
 from .config import EngineConfig
 from .engine import Job, Retries, Work
 
@@ -61,11 +62,6 @@ def default_processes(ranks: int = 1) -> int:
     """Return how many jobs of so many ranks run at the same time unless said otherwise."""
     places = torch.accelerator.device_count() if torch.accelerator.is_available() else min(2, cpu_count())
     return max(1, places // ranks)
-
-
-def cpu_count() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_worker(numbers: Any, threads: int, ranks: int) -> None:
