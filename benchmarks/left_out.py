@@ -2,7 +2,7 @@
 
     python benchmarks/left_out.py     # seconds: reads defaults_<study>.json and truth_<study>.json
 
-An option is a checkpoint, λ, and whether estimates keep to the known loss. For each study the option is chosen that is
+An option is a checkpoint, or a mean over some, λ, and whether estimates keep to the known loss. For each study the option is chosen that is
 best on all others, and its figures are those on that one; beside it stands what the package does by default. Where the
 surrogate's changes are too large to be believed, an option is what the real model says, as in a run. Figures go to
 benchmarks/results/left_out.json.
@@ -25,6 +25,7 @@ from hf_tasksel.estimation.fidelity import measure_fidelity
 from hf_tasksel.pipeline.stages.probing import TRUSTED_CHANGE
 
 Option = tuple[str, float, bool]  # checkpoint, λ, whether estimates keep to the known loss
+AVERAGES = {"half and end": ("half", "end"), "20 or 25 %, half and end": ("20%", "25%", "half", "end")}
 
 
 def main() -> int:
@@ -59,11 +60,25 @@ def describe(option: Option) -> dict[str, Any]:
 def scored(truth: Truth, measured: dict[str, Any]) -> dict[Option, dict[str, float]]:
     """Return every option's figures on all subsets of a study."""
     found = {}
-    for row in measured["options"]:
+    for row in measured["options"] + averages(measured["options"]):
         keeps = row["keeps_to_known_loss"]
         asks = keeps and row["typical_change"] > TRUSTED_CHANGE and measured["response"] is not None
         values = measured["response"] if asks else row["estimates"]
         found[row["checkpoint"], row["regularization"], keeps] = figures(np.asarray(values), truth)
+    return found
+
+
+def averages(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return options that average over checkpoints: the logarithms of estimates that keep to the known loss."""
+    kept: dict[tuple[str, float], dict[str, Any]] = {
+        (row["checkpoint"], row["regularization"]): row for row in options if row["keeps_to_known_loss"]
+    }
+    found = []
+    for title, checkpoints in AVERAGES.items():
+        for regularization in sorted({key[1] for key in kept}):
+            rows = [kept[key] for c in checkpoints if (key := (c, regularization)) in kept]
+            mean = np.exp(np.mean([np.log(row["estimates"]) for row in rows], axis=0)).tolist()
+            found.append({**rows[0], "checkpoint": title, "estimates": mean})
     return found
 
 
