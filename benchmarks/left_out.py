@@ -2,10 +2,10 @@
 
     python benchmarks/left_out.py     # seconds: reads defaults_<study>.json and truth_<study>.json
 
-An option is a checkpoint, or a mean over some, λ, and whether estimates keep to the known loss. For each study the option is chosen that is
-best on all others, and its figures are those on that one; beside it stands what the package does by default. Where the
-surrogate's changes are too large to be believed, an option is what the real model says, as in a run. Figures go to
-benchmarks/results/left_out.json.
+An option is a checkpoint or a mean over some, λ, and whether estimates keep to the known loss. For each study the one
+is chosen that is best on all others, and its figures are those on that one; beside it stands what the package does by
+default. Where the surrogate's changes are too large to be believed, an option is what the real model says, as in a
+run. Figures go to benchmarks/results/left_out.json.
 """
 
 from __future__ import annotations

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from evidence_tables import EVIDENCE
+from markdown import markdown, result, table
+from paths import ROOT
 from scipy.stats import spearmanr
 
-ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -41,23 +41,6 @@ def main() -> int:
                 page.write_text(fresh)
     print(f"{'out of date' if options.check else 'rewritten'}: {stale or 'nothing'}")
     return 1 if options.check and stale else 0
-
-
-def result(name: str) -> dict[str, Any]:
-    """Read benchmarks/results/<name>.json."""
-    values: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    return values
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
-    """Return a table, and under it the file and the command that its figures are from."""
-    return f"{table(header, rows)}\n\n`{result(name)['command']}` wrote these into `benchmarks/results/{name}.json`."
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def gradient_speed(shape: str) -> str:
@@ -465,6 +448,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fidelity_summary": fidelity_summary,
     "decisions_quickstart": partial(decisions, "quickstart"),
     "left_out": left_out,
+    **EVIDENCE,
     **{
         f"{make.__name__}_{study}": partial(make, study)
         for make in (fidelity, fidelity_by_size, calibration, decisions)

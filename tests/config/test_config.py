@@ -148,6 +148,18 @@ def test_embedded_paths_lie_inside_the_package():
         expand_files("nowhere/*.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_grad_norm", 0.1), ("adam_beta2", 0.95), ("weight_decay", 0.1), ("optim_args", "a=1"), ("warmup_steps", 7)],
+)
+@pytest.mark.parametrize("is_encoder_decoder", [False, True])
+def test_the_fine_tune_trains_as_meta_training_does_unless_told(key, value, is_encoder_decoder, run_values, tmp_path):
+    config = RunConfig.from_dict({**run_values, "meta": {key: value}})
+    assert getattr(fine_tuning_arguments(config, str(tmp_path), is_encoder_decoder), key) == value
+    assert config.fine_tune_settings["meta"] == {key: value}
+    assert config.fine_tunes_as_meta
+
+
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
 def test_the_fine_tune_inherits_checkpointing_of_meta_training_under_either_name(key, run_values, tmp_path):
     names = {f.name for f in dataclasses.fields(TaskSelectionConfig)}

@@ -19,7 +19,7 @@ from hf_tasksel.core.files import read_json
 from hf_tasksel.gradients.attached import AttachedModel
 from hf_tasksel.pipeline import materials, pipeline
 from hf_tasksel.pipeline.context import Run
-from hf_tasksel.pipeline.stages import fine_tuning, selection
+from hf_tasksel.pipeline.stages import fine_tuning, meta_training, selection
 from hf_tasksel.records.evaluation_rows import EvaluationRow
 from hf_tasksel.report import after_stage
 from hf_tasksel.training import evaluation
@@ -152,6 +152,22 @@ def test_the_selection_never_looks_at_the_test_rows(finished):
 def test_comparisons_can_be_switched_off(run_values):
     rows = run({**run_values, "fine_tuning": {"compare_with": []}})
     assert [row.model for row in rows] == ["selection"]
+
+
+def test_a_meta_training_that_climbs_says_so(run_values, monkeypatch):
+    seen: list[list[float]] = []
+    monkeypatch.setattr(meta_training, "climbed", lambda losses: seen.append(losses) or (1.0, 2.0))
+    said: list[str] = []
+    values = {**run_values, "meta": {**run_values["meta"], "logging_steps": 1}}
+    pipeline.meta_train(Run(RunConfig.from_dict(values), said.append))
+    assert any("the training loss climbed from 1.000 to 2.000" in line for line in said)
+    assert [len(losses) for losses in seen] == [6]
+
+
+def test_only_a_climb_beyond_the_noise_of_batches_is_one():
+    assert meta_training.climbed([0.3, *[0.45] * 9, *[0.34] * 10]) == (0.3, pytest.approx(0.45))
+    assert not meta_training.climbed([0.3, 0.36, 0.34, 0.31, 0.35, 0.32, 0.33, 0.34])
+    assert not meta_training.climbed([0.3, 0.6, 0.6])
 
 
 def test_a_folder_that_nobody_prepared_gives_a_result(run_values, tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import DataCollatorForSeq2Seq
 
 from ...core.files import write_json
@@ -55,8 +56,26 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         if len(set(kept.values())) < len(kept):
             run.say(f"some meta checkpoints are the same step, the training is so short: {kept}")
+        if climb := climbed([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]):
+            run.say(
+                f"the training loss climbed from {climb[0]:.3f} to {climb[1]:.3f} on the way: such fine-tunes go "
+                "astray, and estimates with them; lower meta.learning_rate, or take larger batches"
+            )
         write_json(folder / "meta.json", {"checkpoints": kept, "log": trainer.state.log_history})
     return {"dev_loss": metrics[f"eval_{splits.target}_loss"], "files": written(folder, kept.values())}
+
+
+def climbed(losses: Sequence[float]) -> tuple[float, float] | None:
+    """Return the loss at the start and the highest of the quarters' means, where that is a seventh higher or more.
+
+    Args:
+        losses: as logged, in nats per token; fewer than eight say nothing.
+    """
+    if len(losses) < 8:
+        return None
+    start = float(np.mean(losses[: max(1, len(losses) // 20)]))
+    highest = max(float(np.mean(quarter)) for quarter in np.array_split(losses, 4))
+    return (start, highest) if highest > start * 8 / 7 else None
 
 
 def written(folder: Path, steps: Iterable[int]) -> list[Path]:
