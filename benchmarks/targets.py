@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from decisions import baseline_data
@@ -56,7 +55,7 @@ def main() -> int:
         result["choices"][name] = {
             "tasks": [r.tasks for r in pairs],
             "test_losses": [r.test_loss for r in pairs],
-            "accuracies": [r.accuracy for r in pairs],
+            "accuracies": [r.answer_accuracy for r in pairs],
         }
         write_json(path, result)
         print(name, result["choices"][name], flush=True)
@@ -87,7 +86,7 @@ def measured_base(run: Run) -> dict[str, Any]:
         materials.meta_args.per_device_eval_batch_size,
         run.config.generation,
     )
-    return {"tasks": [], "test_losses": [found["test_loss"]], "accuracies": [found["accuracy"]]}
+    return {"tasks": [], "test_losses": [found["test_loss"]], "accuracies": [found["answer_accuracy"]]}
 
 
 def chosen(run: Run, selected: list[str]) -> dict[str, list[list[str]]]:
