@@ -1,4 +1,4 @@
-.PHONY: quality style test docs quickstart build
+.PHONY: quality style test docs quickstart build evidence-small evidence
 
 quality:  ## what must hold before a change is accepted
 	ruff format --check .
@@ -19,6 +19,28 @@ docs:  ## the pages in site/; any warning is an error
 
 quickstart:  ## every stage on a tiny model, on a CPU
 	hf-tasksel run recipes/quickstart.yaml
+
+evidence-small:  ## tables and plots from kept truth files and small trainings; under an hour on two cores, wants lightgbm
+	python benchmarks/left_out.py
+	python benchmarks/equal_cost.py
+	python benchmarks/paper_costs.py
+	python benchmarks/planted.py --seeds 0 1 2
+	python benchmarks/tables.py
+
+STUDIES = quickstart conflict instruct cot smol-instruct
+evidence:  ## everything anew: days on two cores; what is finished in out/ is kept, so that it can be called again
+	python benchmarks/smollm2_base.py
+	python benchmarks/pretrain_base.py
+	for study in $(STUDIES); do python benchmarks/fidelity.py train $$study || exit 1; done
+	for study in $(STUDIES); do python benchmarks/defaults.py $$study || exit 1; done
+	for study in quickstart conflict instruct cot; do python benchmarks/decisions.py $$study || exit 1; done
+	for target in trec sst2 tweet_emotion; do python benchmarks/targets.py $$target || exit 1; done
+	python benchmarks/ensemble.py $(STUDIES)
+	python benchmarks/forward.py cot
+	python benchmarks/predictability.py
+	python benchmarks/expansion.py
+	python benchmarks/expansion.py --study smol-instruct
+	$(MAKE) evidence-small
 
 build:  ## the sdist and the wheel in dist/, checked
 	rm -rf build dist

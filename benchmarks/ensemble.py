@@ -101,10 +101,12 @@ def draw(found: dict[str, Any]) -> None:
             left.plot(m, [row["agreement"] for row in rows], "o-", ms=3, lw=1, color=color)
             right.plot(m, [row["above_best"] for row in rows], "o-", ms=3, lw=1, color=color)
     for axes, label in (
-        (left, "agreement with 300 per task (Spearman)"),
+        (left, "agreement with 300 per task"),
         (right, "selection above the best, in spreads"),
     ):
         axes.set(xscale="log", xlabel="random subsets per task", ylabel=label)
+        axes.set_xticks(PER_TASK, [str(m) for m in PER_TASK])
+        axes.minorticks_off()
         tidy(axes, "y")
     for fraction, color in COLORS.items():
         right.plot([], [], "o-", color=color, label=f"α = {fraction:g}")

@@ -5,9 +5,9 @@
 
 Whoever does not estimate can fine-tune some random subsets and fit a regression: a linear datamodel, boosted trees as
 in RegMix, or the mixture law exp(c) + exp(tᵀ shares) of data mixing laws and olmix. For each study they are given as
-many single-seed fine-tunes as the whole run costs (meta training, gradient pass, and what estimates ask), and four
-times as many, and predict the subsets that they have not seen; estimates stand beside them, without and with those
-fine-tunes. Means over random choices. Written to benchmarks/results/equal_cost.json.
+many single-seed fine-tunes as the whole run costs (meta training, gradient pass, and what estimates ask), and two to
+eight times as many, and predict the subsets that they have not seen; estimates stand beside them, without and with
+those fine-tunes. Means over random choices. Written to benchmarks/results/equal_cost.json, with a plot.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from fidelity import STUDIES, study_config
 from fidelity_evaluation import Truth
+from matplotlib.figure import Figure
 from paths import RESULTS, ROOT
 from recalibrate import KeptEstimates
 from scipy.optimize import least_squares
@@ -31,8 +32,9 @@ from hf_tasksel.core.version import versions
 from hf_tasksel.data.tasks import load_tasks
 from hf_tasksel.estimation.fidelity import agreement
 from hf_tasksel.estimation.subsets import subset_weights
+from hf_tasksel.report.plots import BLUE, GREY, ORANGE, save, tidy
 
-DRAWS, STARTS, FACTORS = 10, 10, (1, 4)
+DRAWS, STARTS, FACTORS = 10, 10, (1, 2, 4, 8)
 HUBER = 0.02  # olmix' delta
 BOUND = 4.0  # of the law's parameters: without one, fewer runs than tasks lead to predictions of 1e100
 Fit = Callable[
@@ -52,8 +54,30 @@ def main() -> int:
         path,
         {"command": "python benchmarks/equal_cost.py", "versions": versions(), "draws": DRAWS, "studies": rows},
     )
+    draw(rows)
     print(f"written to {path.relative_to(ROOT)}")
     return 0
+
+
+def draw(studies: dict[str, Any]) -> None:
+    """Draw rank correlation over what was paid, a picture for each study: a run, and regressions."""
+    figure = Figure(figsize=(2.3 * len(studies), 2.9), layout="constrained")
+    grid = figure.subplots(1, len(studies), sharey=True, squeeze=False)[0]
+    for axes, (study, found) in zip(grid, studies.items(), strict=True):
+        cost, ways = found["cost"], found["times_the_cost"]
+        for (name, _), style in zip(REGRESSIONS.items(), ("-", "--", ":"), strict=True):
+            paid = [float(factor) * cost for factor in ways]
+            axes.plot(paid, [w[name]["spearman"] for w in ways.values()], f"o{style}", ms=3, color=BLUE, label=name)
+        axes.plot(cost, found["estimates"]["spearman"], "D", color=ORANGE, label="a run by default")
+        axes.axhline(found["attainable_spearman"], color=GREY, lw=1, ls=":", label="attainable")
+        axes.set(title=study, xscale="log", xlim=(2, 40), ylim=(-0.05, 1.02))
+        axes.set_xticks([3, 10, 30], ["3", "10", "30"])
+        axes.minorticks_off()
+        tidy(axes, "y")
+    grid[0].set_ylabel("rank correlation")
+    figure.supxlabel("paid, in fine-tunes on all tasks", fontsize="medium")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    save(figure, ROOT / "docs" / "images" / "equal_cost.png")
 
 
 def measure(study: str) -> dict[str, Any]:
@@ -86,7 +110,7 @@ def pass_cost(config: RunConfig, rows: float) -> float:
     """Return what a gradient pass over all rows costs, in fine-tunes on all tasks: a row as much as in a step."""
     meta = config.meta
     if config.budget == "epochs":
-        return 1 / float(meta.get("num_train_epochs", 3))
+        return 1 / float(meta["num_train_epochs"])
     return rows / (meta["max_steps"] * meta["per_device_train_batch_size"])
 
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from markdown import markdown, result
+from markdown import markdown, result, table
+from paths import RESULTS
 
 
 def equal_cost() -> str:
     """Regressions on true fine-tunes beside the estimates of a run, for the same money and for four times as much."""
     rows = []
     for study, found in result("equal_cost")["studies"].items():
-        own, constant = found["estimates"], found["constant_error"]
-        cells = [f"{own['spearman']:.2f} / {own['relative_error'] / constant:.2f}"]
-        for factor in ("1", "4"):
-            ways = found["times_the_cost"][factor]
-            regressions = [value for name, value in ways.items() if isinstance(value, dict)]
-            cells += [
-                f"{ways['true_runs']} runs",
-                *(f"{w['spearman']:.2f} / {w['relative_error'] / constant:.2f}" for w in regressions),
-            ]
-        rows.append([study, *cells])
-    names = ["linear", "trees", "mixture law", "estimates + these"]
+        for factor, ways in found["times_the_cost"].items():
+            if factor not in ("1", "4"):
+                continue
+            figures = [value for value in ways.values() if isinstance(value, dict)]
+            own = found["estimates"] if factor == "1" else None
+            cells = [rank_and_error(way, found["constant_error"]) for way in (own, *figures)]
+            rows.append([study, f"{float(factor) * found['cost']:.1f}", ways["true_runs"], *cells])
+    header = ["Spearman / error ÷ constant", "money, in fine-tunes on all", "subsets it trains", "a run"]
     return markdown(
-        ["Spearman / error ÷ constant", "a run", "same cost", *names, "four times", *names], rows, "equal_cost"
+        [*header, "linear", "trees", "mixture law", "a run, and calibrated with these"], rows, "equal_cost"
     )
+
+
+def rank_and_error(found: dict[str, float] | None, constant: float) -> str:
+    """Return one cell; empty where there is nothing."""
+    return f"{found['spearman']:.2f} / {found['relative_error'] / constant:.2f}" if found else ""
 
 
 def ensemble() -> str:
@@ -61,6 +65,35 @@ def forward() -> str:
     return markdown(["", "seconds", "tasks", "test loss, three seeds"], rows, "forward_cot")
 
 
+def paper_costs() -> str:
+    """What forward selection with training would cost in the paper's settings."""
+    found = result("paper_costs")["rows"]
+    keys = ("setting", "chosen", "greedy", "one_pass", "one_pass_steps_fixed", "published")
+    rows = [[f"{row[key]:,.0f}" if isinstance(row[key], float) else row[key] for key in keys] for row in found]
+    header = ["", "tasks it ends with", "greedy ÷ a run", "one pass ÷ a run", "one pass, steps fixed", "published"]
+    return markdown(header, rows, "paper_costs")
+
+
+def targets() -> str:
+    """Losses and right answers after fine-tunes on what each way chose, for the targets that were measured."""
+    rows: list[list[Any]] = []
+    for target in ("trec", "sst2", "tweet_emotion"):
+        if not (RESULTS / f"targets_{target}.json").is_file():
+            continue
+        for name, found in result(f"targets_{target}")["choices"].items():
+            counts = sorted({len(tasks) for tasks in found["tasks"]}) or [0]
+            figures = [spread(found["test_losses"], "{:.3f}"), spread(found["accuracies"], "{:.0%}")]
+            rows.append([target, name, counts[0], *figures])
+    source = "`python benchmarks/targets.py <target>` wrote these into `benchmarks/results/targets_<target>.json`."
+    return f"{table(['target', 'chosen by', 'tasks', 'test loss', 'right answers'], rows)}\n\n{source}"
+
+
+def spread(values: list[float], form: str) -> str:
+    """Return mean ± standard deviation; a single value alone."""
+    mean = form.format(np.mean(values))
+    return f"{mean} ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else mean
+
+
 def predictability() -> str:
     """How predictable fine-tunes are by training recipe."""
     rows = [
@@ -79,5 +112,5 @@ def predictability() -> str:
 
 
 EVIDENCE: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (equal_cost, ensemble, planted, forward, predictability)
+    make.__name__: make for make in (equal_cost, ensemble, planted, forward, paper_costs, targets, predictability)
 }

@@ -1,6 +1,7 @@
 """How far does the first-order expansion hold, over model families? After a short training on the quickstart's tasks.
 
     python benchmarks/expansion.py
+    python benchmarks/expansion.py --study smol-instruct    # adds SmolLM2-135M-Instruct, at a study of fidelity.py
 
 For each family a small random model is trained on the quickstart's tasks with all its weights (there is no pretrained
 model of each family to hand), then a LoRA adapter as in a run, and expansion errors are measured half way through it
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fidelity import STUDIES
+from fidelity import make_run as study_run
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -50,13 +53,18 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=[*DECODERS, *ENCODER_DECODERS])
     parser.add_argument("--pretraining_steps", type=int, default=300)
     parser.add_argument("--meta_steps", type=int, default=200)
+    parser.add_argument("--study", choices=list(STUDIES), help="measure at a run of this study instead")
+    parser.add_argument("--output_dir", help="the study's folder; out/study-<study> by default")
     options = parser.parse_args()
     done: dict[str, Any] = json.loads(RESULTS.read_text())["families"] if RESULTS.is_file() else {}
-    for family in options.families:
+    for family in [options.study] if options.study else options.families:
         if family in done:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            rows = measure(family, Path(folder), options.pretraining_steps, options.meta_steps)
+        if options.study:
+            rows = check_expansion(study_run(options.study, options.output_dir))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                rows = measure(family, Path(folder), options.pretraining_steps, options.meta_steps)
         done[family] = [row.to_dict() for row in rows]
         result = {
             "command": "python benchmarks/expansion.py",
