@@ -2,10 +2,11 @@
 
     pip install bergson==2.5.1 traker==0.3.2 dattri==0.3.0
     python benchmarks/attribution.py quickstart     # minutes; a study of defaults.py, whose folder it reads
+    python benchmarks/attribution.py cot --tools bergson TRAK     # DataInf keeps all gradients: over 19 GB there
 
-At the adapter half way through a run's meta training, each tool scores 100 rows of each task for the target's dev rows:
-bergson collects projected gradients, whose cosines with the dev rows' are LESS' scores; TRAK and DataInf score by
-themselves. A subset's score is the mean over its rows where steps are fixed, and the sum where epochs are. Rank
+At the adapter half way through a run's meta training, each tool scores 100 rows of each task for the target's dev
+rows: bergson collects projected gradients, whose cosines with the dev rows' are LESS' scores; TRAK and DataInf score
+by themselves. A subset's score is the mean over its rows where steps are fixed, and the sum where epochs are. Rank
 correlation with the true losses of the study's random subsets, beside that of a run by default. Written to
 benchmarks/results/attribution.json.
 """
@@ -39,19 +40,22 @@ from hf_tasksel.estimation.subsets import subset_weights
 from hf_tasksel.gradients.checkpoints import checkpoint_step
 
 ROWS = 100
-Scores = Callable[[Any, Dataset, Dataset], np.ndarray]  # model, training rows, dev rows -> a score for each training row
+Scores = Callable[
+    [Any, Dataset, Dataset], np.ndarray
+]  # model, training rows, dev rows -> a score for each training row
 
 
 def main() -> int:
     """Score, add up, compare, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("studies", nargs="+")
+    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
     parser.add_argument("--folders", default="out/study-{}", help="where their runs are")
     options = parser.parse_args()
     path = RESULTS / "attribution.json"
     known = json.loads(path.read_text())["studies"] if path.is_file() else {}
     for study in options.studies:
-        known[study] = measure(study, options.folders.format(study))
+        known[study] = measure(study, options.folders.format(study), options.tools)
         tools = {name: version(name) for name in ("bergson", "traker", "dattri")}
         command = f"python benchmarks/attribution.py {' '.join(known)}"
         write_json(path, {"command": command, "versions": {**versions(), **tools}, "studies": known})
@@ -59,8 +63,8 @@ def main() -> int:
     return 0
 
 
-def measure(study: str, folder: str) -> dict[str, Any]:
-    """Score the rows of one study by every tool."""
+def measure(study: str, folder: str, tools: list[str]) -> dict[str, Any]:
+    """Score the rows of one study by some tools."""
     run = make_run(study, folder)
     kept = json.loads((RESULTS / f"defaults_{study}.json").read_text())
     truth = Truth.read(study, len(kept["estimates"]))
@@ -76,9 +80,9 @@ def measure(study: str, folder: str) -> dict[str, Any]:
     if run.config.budget != "epochs":
         weights = weights / weights.sum(1, keepdims=True)
     found = {}
-    for name, score in TOOLS.items():
+    for name in tools:
         started = time.perf_counter()
-        scores = score(run.materials.measurable(adapter, is_trainable=True), train, dev)
+        scores = TOOLS[name](run.materials.measurable(adapter, is_trainable=True), train, dev)
         means = np.asarray([scores[task == i].mean() for i in range(len(names))])
         rank = float(spearmanr(-(weights @ means), np.mean(truth.losses, 1)).statistic)
         found[name] = {"spearman": round(rank, 4), "seconds": round(time.perf_counter() - started, 1)}
@@ -180,9 +184,9 @@ def datainf_scores(model: Any, train: Dataset, dev: Dataset) -> np.ndarray:
 
 
 TOOLS: dict[str, Scores] = {
-    "bergson, cosines of gradients (LESS)": bergson_cosines,
+    "bergson": bergson_cosines,
     "TRAK": trak_scores,
-    "dattri, DataInf": datainf_scores,
+    "DataInf": datainf_scores,
 }
 
 if __name__ == "__main__":

@@ -65,6 +65,20 @@ def forward() -> str:
     return markdown(["", "seconds", "tasks", "test loss, three seeds"], rows, "forward_cot")
 
 
+def attribution() -> str:
+    """Rank correlation of summed row scores with true losses, beside estimates."""
+    studies = result("attribution")["studies"]
+    tools = list(dict.fromkeys(tool for found in studies.values() for tool in found["tools"]))
+    rows = []
+    for study, found in studies.items():
+        cells = [
+            f"{own['spearman']:.2f} ({own['seconds']:.0f} s)" if (own := found["tools"].get(tool)) else "out of memory"
+            for tool in tools
+        ]
+        rows.append([study, found["rows"], *cells, f"{found['a run by default']:.2f}"])
+    return markdown(["Spearman", "rows", *tools, "a run by default"], rows, "attribution")
+
+
 def paper_costs() -> str:
     """What forward selection with training would cost in the paper's settings."""
     found = result("paper_costs")["rows"]
@@ -112,5 +126,6 @@ def predictability() -> str:
 
 
 EVIDENCE: dict[str, Callable[[], str]] = {
-    make.__name__: make for make in (equal_cost, ensemble, planted, forward, paper_costs, targets, predictability)
+    make.__name__: make
+    for make in (equal_cost, attribution, ensemble, planted, forward, paper_costs, targets, predictability)
 }
