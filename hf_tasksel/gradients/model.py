@@ -49,10 +49,15 @@ def check_adapter(model: nn.Module) -> None:
     Where only some layers are as they were before training, that is a warning: they may be layers that are not used.
 
     Raises:
-        ModelError: without trainable LoRA parameters, or when the factor that starts at zero (lora_B, and lora_A of an
-            embedding) is still zero in every layer: a fresh adapter.
+        ModelError: without trainable LoRA parameters, when the factor that starts at zero (lora_B, and lora_A of an
+            embedding) is still zero in every layer: a fresh adapter; or when DeepSpeed's ZeRO-3 keeps the parameters.
         NonFiniteError: naming a parameter that is not finite.
     """
+    if any(hasattr(p, "ds_id") for p in model.parameters()):  # empty between uses, so that no hook sees them whole
+        raise ModelError(
+            "the model's parameters are partitioned by DeepSpeed ZeRO-3, whose pieces have no per-sample gradients: "
+            "collect gradients under ZeRO-2, FSDP2 or without a launcher, from the adapter that was saved"
+        )
     refuse_non_finite(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not any("lora_" in name for name in trainable):

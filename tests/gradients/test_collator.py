@@ -129,6 +129,13 @@ def test_fresh_adapter_is_refused(tokenizer, rows, tmp_path):
         collect(fresh, tokenizer, rows, tmp_path / "s")
 
 
+def test_parameters_in_pieces_of_zero_3_are_refused(tokenizer, rows, tmp_path):
+    model = trained_lora(tiny_llama())
+    next(model.parameters()).ds_id = 0  # as DeepSpeed marks them
+    with pytest.raises(ModelError, match=r"ZeRO-3.*ZeRO-2, FSDP2"):
+        collect(model, tokenizer, rows, tmp_path / "s")
+
+
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "q_proj"]])
 def test_fresh_adapters_of_embeddings_are_refused(tokenizer, rows, tmp_path, targets):
     fresh = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=targets))
