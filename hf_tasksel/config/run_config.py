@@ -63,7 +63,7 @@ INHERITED = (
     "activation_checkpointing_kwargs",
 )
 OWN_KEYS = ("compare_with",)
-COMPARISONS = ("base", "all")
+COMPARISONS = ("base", "all", "target")
 # Training arguments that change what is said, kept or measured on the way, and never the weights.
 SILENT = {
     *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "report_to", "run_name", "disable_tqdm"),
@@ -189,15 +189,21 @@ class RunConfig(ModelConfig, DataConfig):
     def compare_with(self) -> list[str]:
         """Which models the selection is compared with: `base` and `all` unless `fine_tuning` says else.
 
+        `target` is a fine-tune on the rows of the target alone, where they are a task.
+
         Raises:
-            ConfigError: for an unknown name.
+            ConfigError: for an unknown name, and for `target` where its rows are no task.
         """
-        wanted = self.fine_tuning.get("compare_with", list(COMPARISONS)) or []
+        wanted = self.fine_tuning.get("compare_with", ["base", "all"]) or []
         if not isinstance(wanted, list):
             raise ConfigError(f"fine_tuning.compare_with must be a list of {list(COMPARISONS)}, not {wanted!r}")
         unknown = [name for name in wanted if name not in COMPARISONS]
         if unknown:
             raise ConfigError(f"fine_tuning.compare_with: {unknown[0]!r} is not one of {list(COMPARISONS)}")
+        if "target" in wanted and not self.target.include_in_training:
+            raise ConfigError(
+                "fine_tuning.compare_with: 'target' has no rows to train on: set target.include_in_training"
+            )
         return list(wanted)
 
     @property

@@ -24,7 +24,11 @@ def work_ahead(run: Run) -> dict[str, tuple[str, float]]:
     final = training_steps(materials.final_args, len(rows["train"])) * samples_per_step(materials.final_args) / seen
     probes = run_plan(config, materials.final_args, counts, dev)
     compared = "all" in config.compare_with
-    also = " and, to compare, on all tasks" if compared else ""
+    alone = "target" in config.compare_with
+    others = [name for name, wanted in (("all tasks", compared), ("the target alone", alone)) if wanted]
+    also = f" and, to compare, on {' and on '.join(others)}" if others else ""
+    names, target = materials.splits.task_names, config.target.task
+    own = counts[names.index(target)] / counts.sum() if target in names and config.budget == "epochs" else 1.0
     on_all = probes is not None and probes.trains_all
     return {
         "meta-train": (f"meta training ({whole:,} steps on all tasks)", 1.0),
@@ -34,7 +38,7 @@ def work_ahead(run: Run) -> dict[str, tuple[str, float]]:
         ),
         "probe": ("what estimates ask", final * (probes.training_cost + probes.asking_cost) if probes else 0.0),
         "select": ("the search", 0.0),
-        "fine-tune": (f"fine-tuning on the selection{also}", final * (1 + (compared and not on_all))),
+        "fine-tune": (f"fine-tuning on the selection{also}", final * (1 + (compared and not on_all) + alone * own)),
     }
 
 

@@ -87,9 +87,7 @@ def number(value: float | None, pattern: str = ".4f") -> str:
 def disappointment(rows: Sequence[EvaluationRow]) -> str | None:
     """Say when the selection did no better than all tasks or than the base."""
     test = {row.model: row.test_loss for row in rows}
-    better = [
-        name for name in ("base", "all tasks") if name in test and test[name] <= test.get("selection", -math.inf)
-    ]
+    better = [name for name, loss in test.items() if name != "selection" and loss <= test.get("selection", -math.inf)]
     if not better:
         return None
     return (

@@ -83,7 +83,8 @@ def read_run(folder: str | Path) -> RunFiles:
     with as_written(folder / RUN_FILE):
         tasks = list(run.get("data", {}).get("rows", {}))
         measured_tasks = list(run["stages"].get("final", {}).get("settings", {}).get("selected", []))
-    logs = {"all tasks": folder / "compare" / "all-tasks", "selection": folder / "final"}
+    compared = {name: folder / "compare" / name.replace(" ", "-") for name in ("all tasks", "target only")}
+    logs = {**compared, "selection": folder / "final"}
     curves = {name: read_log(path / "training_log.json") for name, path in logs.items()}
     return RunFiles(
         folder=folder,

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -152,6 +153,29 @@ def test_the_selection_never_looks_at_the_test_rows(finished):
 def test_comparisons_can_be_switched_off(run_values):
     rows = run({**run_values, "fine_tuning": {"compare_with": []}})
     assert [row.model for row in rows] == ["selection"]
+
+
+def test_the_target_alone_can_be_compared_with(run_values):
+    target = {**run_values["target"], "include_in_training": True}
+    said: list[str] = []
+    values = {**run_values, "target": target, "fine_tuning": {"compare_with": ["base", "target"]}}
+    rows = pipeline.run(RunConfig.from_dict(values), said.append)
+    assert [row.model for row in rows] == ["base", "target only", "selection"]
+    assert (rows[1].num_tasks, rows[1].estimated_loss, rows[1].train_samples) == (1, None, 20)
+    assert any("on the target alone" in line for line in said)
+    assert not any("'goal' alone is estimated" in line for line in said)
+    with pytest.raises(ConfigError, match="no rows to train on"):
+        run({**values, "target": {**target, "include_in_training": False}})
+
+
+@pytest.mark.parametrize(("alone", "says"), [(0.4, True), (0.6, False)])
+def test_the_search_says_when_the_target_alone_is_estimated_to_do_better(alone, says, run_values):
+    target = {**run_values["target"], "include_in_training": True}
+    said: list[str] = []
+    context = Run(RunConfig.from_dict({**run_values, "target": target}), said.append)
+    estimator = SimpleNamespace(task_names_=["goal", "same"], predict=lambda subsets: [alone])
+    selection.say_target_alone(context, estimator, SimpleNamespace(estimate=0.5))
+    assert any("'goal' alone is estimated at 0.4000, the selection at 0.5000" in line for line in said) == says
 
 
 def test_a_meta_training_that_climbs_says_so(run_values, monkeypatch):

@@ -22,13 +22,15 @@ from ..resuming import RESUME_FILE, discard_checkpoints, last_checkpoint
 
 FINAL, TUNED = "final", "fine_tune/"
 NOT_RESULTS = ("README.md", RESUME_FILE, SELECTION_FILE, EVALUATION_FILE, RUN_FILE)  # of a fine-tune
-ALL, SELECTION = "all tasks", "selection"
+ALL, SELECTION, TARGET = "all tasks", "selection", "target only"
 
 
 def chosen(run: Run, selected: list[str]) -> dict[str, list[str]]:
     """Return what is fine-tuned: name -> tasks."""
-    known = run.materials.splits.task_names
+    known, target = run.materials.splits.task_names, run.config.target.task
     wanted = {SELECTION: selected}
+    if "target" in run.config.compare_with and target in known and selected != [target]:
+        wanted = {TARGET: [target], **wanted}
     if "all" in run.config.compare_with and set(selected) != set(known):
         wanted = {ALL: known, **wanted}
     return wanted
@@ -107,7 +109,7 @@ def measure_all(run: Run, path: Path) -> None:
         done = stages[TUNED + name]
         model = materials.measurable(tuned_folder(run, name))
         row = {"train_samples": done["train_samples"], "seconds": done["train_seconds"], **figures(model)}
-        rows.append(EvaluationRow(name, len(tasks), estimates[name], **row))
+        rows.append(EvaluationRow(name, len(tasks), estimates.get(name), **row))
     if distributed_rank()[0] == 0:
         selection.save(path.parent)
         write_json(path, [row.to_dict() for row in rows])

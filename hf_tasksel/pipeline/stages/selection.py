@@ -53,6 +53,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     if count := sum(map(len, losses)):
         run.say(f"estimates are calibrated with {count} true fine-tunes")
     selection = search(estimator, config)
+    say_target_alone(run, estimator, selection)
     if distributed_rank()[0] == 0:
         selection.save(piece.result)
         drop_damaged_estimates(run)
@@ -61,6 +62,18 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
     run.record.keep(folder / ESTIMATES_FILE)
     barrier()
     return {"files": [piece.result, folder / AFFINITY_FILE]}
+
+
+def say_target_alone(run: Run, estimator: SubsetEstimator, selection: SelectionResult) -> None:
+    """Say when the target's own rows alone are estimated to do better than what was selected, more tasks as a rule."""
+    target = run.config.target.task
+    if target not in estimator.task_names_ or "target" in run.config.compare_with:
+        return
+    if (alone := float(estimator.predict([[target]])[0])) < selection.estimate:
+        run.say(
+            f"fine-tuning on {target!r} alone is estimated at {alone:.4f}, the selection at {selection.estimate:.4f}: "
+            "fine_tuning.compare_with [base, all, target] measures it; selection.min_tasks 1 lets a search choose it"
+        )
 
 
 def drop_damaged_estimates(run: Run) -> None:

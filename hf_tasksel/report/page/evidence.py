@@ -112,7 +112,11 @@ def loss_section(files: RunFiles) -> Section | Missing:
                 else "Meta training, one panel per task on common axes.",
             )
         )
-    names = {"all tasks": "fine-tune on all tasks", "selection": "fine-tune on the selection"}
+    names = {
+        "all tasks": "fine-tune on all tasks",
+        "target only": "fine-tune on the target alone",
+        "selection": "fine-tune on the selection",
+    }
     trainings = {"meta training": curves, **{names[name]: found for name, found in files.fine_tune_curves.items()}}
     ends = ", ".join(f"{name} from {found.loss[0]:.4f} to {found.loss[-1]:.4f}" for name, found in trainings.items())
     blocks.append(

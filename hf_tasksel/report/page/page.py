@@ -92,7 +92,11 @@ def verdict(files: RunFiles, target: str) -> list[str]:
     if "selection" not in test:
         return [f"{chosen}; nothing is measured yet, all numbers are estimates."]
     loss = f"{chosen}; fine-tuned on them, the base reaches a test loss of {test['selection']:.4f} nats per token"
-    others = {"base": "without fine-tuning", "all tasks": "fine-tuned on all tasks"}
+    others = {
+        "base": "without fine-tuning",
+        "all tasks": "fine-tuned on all tasks",
+        "target only": "on the target alone",
+    }
     beside = " and ".join(f"{test[name]:.4f} {words}" for name, words in others.items() if name in test)
     worse = disappointment(files.rows)
     if not beside:
