@@ -114,7 +114,7 @@ def test_what_meta_training_does_not_say_is_trained(run_values):
 
     assert not trains_all()
     assert trains_all(fine_tuning={"learning_rate": 0.5})
-    assert trains_all(meta={**run_values["meta"], "max_grad_norm": 0.5})  # fine-tunes do not take it over
+    assert trains_all(meta={**run_values["meta"], "sampler": "uniform"})  # fine-tunes do not take it over
     assert not trains_all(fine_tuning={"logging_steps": 3, "compare_with": ["base"]})
 
 
