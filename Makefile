@@ -20,7 +20,7 @@ docs:  ## the pages in site/; any warning is an error
 quickstart:  ## every stage on a tiny model, on a CPU
 	hf-tasksel run recipes/quickstart.yaml
 
-evidence-small:  ## tables and plots from kept truth files and small trainings; under an hour on two cores, wants lightgbm
+evidence-small:  ## from kept truth files and three small runs; wants lightgbm
 	python benchmarks/left_out.py
 	python benchmarks/equal_cost.py
 	python benchmarks/paper_costs.py
@@ -28,7 +28,7 @@ evidence-small:  ## tables and plots from kept truth files and small trainings; 
 	python benchmarks/tables.py
 
 STUDIES = quickstart conflict instruct cot smol-instruct
-evidence:  ## everything anew: days on two cores; what is finished in out/ is kept, so that it can be called again
+evidence:  ## the studies anew, for a long time; goes on where it stopped; wants bergson, traker and dattri, too
 	python benchmarks/smollm2_base.py
 	python benchmarks/pretrain_base.py
 	for study in $(STUDIES); do python benchmarks/fidelity.py train $$study || exit 1; done
@@ -36,6 +36,8 @@ evidence:  ## everything anew: days on two cores; what is finished in out/ is ke
 	for study in quickstart conflict instruct cot; do python benchmarks/decisions.py $$study || exit 1; done
 	for target in trec sst2 tweet_emotion; do python benchmarks/targets.py $$target || exit 1; done
 	python benchmarks/ensemble.py $(STUDIES)
+	python benchmarks/attribution.py quickstart conflict
+	python benchmarks/attribution.py cot --tools bergson TRAK
 	python benchmarks/forward.py cot
 	python benchmarks/predictability.py
 	python benchmarks/expansion.py

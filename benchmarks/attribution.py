@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import BATCH_SIZE, DIM, mean_token_loss, pad
+from contenders import BATCH_SIZE, Workload, attribution_task, bergson_index, pad, tracer
 from datasets import Dataset
 from fidelity import make_run
 from fidelity_evaluation import Truth
 from paths import RESULTS, ROOT
 from scipy.stats import spearmanr
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from hf_tasksel.core.files import write_json
@@ -104,18 +103,11 @@ def bergson_cosines(model: Any, train: Dataset, dev: Dataset) -> np.ndarray:
 
 def bergson_gradients(model: Any, rows: Dataset) -> np.ndarray:
     """Return bergson's projected gradients, (rows, d)."""
-    from bergson import GradientProcessor, collect_gradients, load_gradients
-    from bergson.config.config import IndexConfig
-    from bergson.utils.peft import detect_peft_modules
+    from bergson import load_gradients
 
-    rows = rows.select_columns(["input_ids", "labels"]).add_column("length", [len(ids) for ids in rows["input_ids"]])
-    batches = [list(range(i, min(i + BATCH_SIZE, len(rows)))) for i in range(0, len(rows), BATCH_SIZE)]
-    options = {"projection_dim": DIM, "projection_target": "global"}
+    collect = bergson_index(Workload(model, rows.select_columns(["input_ids", "labels"]), [], ""))
     with tempfile.TemporaryDirectory() as folder:
-        config = IndexConfig(run_path=f"{folder}/index", loss_reduction="mean", token_batch_size=4096, **options)
-        config.partial_run_path.mkdir(parents=True, exist_ok=True)
-        modules = detect_peft_modules(model)
-        collect_gradients(model, rows, GradientProcessor(**options), config, batches=batches, target_modules=modules)
+        collect(folder)
         found = load_gradients(next(path.parent for path in Path(folder).rglob("gradients.bin")))
         return np.array(found, dtype=np.float32)
 
@@ -127,55 +119,23 @@ def unit(gradients: np.ndarray) -> np.ndarray:
 
 def trak_scores(model: Any, train: Dataset, dev: Dataset) -> np.ndarray:
     """Return TRAK's scores for the dev rows' losses, means over dev rows."""
-    from trak import TRAKer
-    from trak.modelout_functions import AbstractModelOutput
-
-    class LanguageModelOutput(AbstractModelOutput):
-        @staticmethod
-        def get_output(model: Any, weights: Any, buffers: Any, ids: Tensor, labels: Tensor) -> Tensor:
-            arguments = {"input_ids": ids[None], "use_cache": False}
-            logits = torch.func.functional_call(model, (weights, buffers), kwargs=arguments).logits
-            return mean_token_loss(logits[0], labels)
-
-        @staticmethod
-        def get_out_to_loss_grad(model: Any, weights: Any, buffers: Any, batch: Any) -> Tensor:
-            return torch.ones(len(batch[0]), 1, device=batch[0].device)
-
     with tempfile.TemporaryDirectory() as folder:
-        tracer = TRAKer(
-            model=model,
-            task=LanguageModelOutput,
-            train_set_size=len(train),
-            save_dir=folder,
-            device="cpu",
-            proj_dim=DIM,
-            grad_wrt=[name for name, p in model.named_parameters() if p.requires_grad],
-            use_half_precision=False,
-            logging_level=40,
-        )
-        tracer.load_checkpoint(model.state_dict(), model_id=0)
+        tracing = tracer(model, len(train), folder)
         for batch in DataLoader(tensors(train), BATCH_SIZE):
-            tracer.featurize(batch=batch, num_samples=len(batch[0]))
-        tracer.finalize_features()
-        tracer.start_scoring_checkpoint("dev", model.state_dict(), model_id=0, num_targets=len(dev))
+            tracing.featurize(batch=batch, num_samples=len(batch[0]))
+        tracing.finalize_features()
+        tracing.start_scoring_checkpoint("dev", model.state_dict(), model_id=0, num_targets=len(dev))
         for batch in DataLoader(tensors(dev), BATCH_SIZE):
-            tracer.score(batch=batch, num_samples=len(batch[0]))
-        return np.array(tracer.finalize_scores("dev"), dtype=np.float32).mean(1)
+            tracing.score(batch=batch, num_samples=len(batch[0]))
+        return np.array(tracing.finalize_scores("dev"), dtype=np.float32).mean(1)
 
 
 def datainf_scores(model: Any, train: Dataset, dev: Dataset) -> np.ndarray:
     """Return DataInf's influences on the dev rows' losses, as dattri has them, means over dev rows."""
     from dattri.algorithm import IFAttributorDataInf
-    from dattri.task import AttributionTask
 
-    def loss(parameters: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> Tensor:
-        ids, labels = (part.reshape(-1) for part in data)
-        arguments = {"input_ids": ids[None], "use_cache": False}
-        return mean_token_loss(torch.func.functional_call(model, parameters, kwargs=arguments).logits[0], labels)
-
-    task = AttributionTask(loss, model, dict(model.state_dict()))
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    attributor = IFAttributorDataInf(task, names, regularization=1e-3, fim_estimate_data_ratio=0.25)
+    attributor = IFAttributorDataInf(attribution_task(model), names, regularization=1e-3, fim_estimate_data_ratio=0.25)
     attributor.cache(DataLoader(tensors(train), BATCH_SIZE))
     # Dev rows are transformed anew for every batch of training rows: few and large ones.
     loaders = DataLoader(tensors(train), 16 * BATCH_SIZE), DataLoader(tensors(dev), BATCH_SIZE)

@@ -236,8 +236,8 @@ def opacus(work: Workload) -> Callable[[], Any]:
     return run
 
 
-def trak(work: Workload) -> Callable[[], Any]:
-    """TRAK's functional gradient computer and its projector."""
+def tracer(model: Any, num_samples: int, folder: str) -> Any:
+    """Return TRAK's tracer of a model's trained parameters, whose output is the loss of a sample."""
     from trak import TRAKer
     from trak.modelout_functions import AbstractModelOutput
 
@@ -252,40 +252,53 @@ def trak(work: Workload) -> Callable[[], Any]:
         def get_out_to_loss_grad(model: Any, weights: Any, buffers: Any, batch: Any) -> Tensor:
             return torch.ones(len(batch[0]), 1, device=batch[0].device)
 
+    found = TRAKer(
+        model=model,
+        task=LanguageModelOutput,
+        train_set_size=num_samples,
+        save_dir=folder,
+        device=str(model.device),
+        proj_dim=DIM,
+        grad_wrt=[name for name, p in model.named_parameters() if p.requires_grad],
+        use_half_precision=False,
+        logging_level=40,
+    )
+    found.load_checkpoint(model.state_dict(), model_id=0)
+    return found
+
+
+def trak(work: Workload) -> Callable[[], Any]:
+    """TRAK's functional gradient computer and its projector."""
+
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            tracer = TRAKer(
-                model=work.model,
-                task=LanguageModelOutput,
-                train_set_size=work.num_samples,
-                save_dir=folder,
-                device=work.model.device,
-                proj_dim=DIM,
-                grad_wrt=list(work.parameters()),
-                use_half_precision=False,
-                logging_level=40,
-            )
-            tracer.load_checkpoint(work.model.state_dict(), model_id=0)
+            tracing = tracer(work.model, work.num_samples, folder)
             for batch in work.batches:
-                tracer.featurize(batch=(batch["input_ids"], batch["labels"]), num_samples=len(batch["labels"]))
+                tracing.featurize(batch=(batch["input_ids"], batch["labels"]), num_samples=len(batch["labels"]))
 
     return run
+
+
+def attribution_task(model: Any) -> Any:
+    """Return dattri's task: a model, and the loss of one sample as a function of its parameters."""
+    from dattri.task import AttributionTask
+
+    def loss(parameters: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> Tensor:
+        ids, labels = (part.reshape(-1) for part in data)
+        arguments = {"input_ids": ids[None], "use_cache": False}
+        return mean_token_loss(torch.func.functional_call(model, parameters, kwargs=arguments).logits[0], labels)
+
+    return AttributionTask(loss, model, dict(model.state_dict()))
 
 
 def dattri(work: Workload) -> Callable[[], Any]:
     """dattri's vectorised gradients (torch.func) and its projection: sparse on a GPU, dense where that is missing."""
     from dattri.func.projection import random_project
-    from dattri.task import AttributionTask
 
     names = list(work.parameters())
     kind = "sjlt" if work.model.device.type == "cuda" else "rademacher"
 
-    def loss(parameters: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> Tensor:
-        ids, labels = data
-        arguments = {"input_ids": ids[None], "use_cache": False}
-        return mean_token_loss(torch.func.functional_call(work.model, parameters, kwargs=arguments).logits[0], labels)
-
-    task = AttributionTask(loss, work.model, dict(work.model.state_dict()))
+    task = attribution_task(work.model)
     gradient = task.get_grad_loss_func(in_dims=(None, (0, 0)), layer_name=names, ckpt_idx=0)
     flat, _ = task.get_param(0, layer_name=names, layer_split=False)
 
@@ -299,8 +312,8 @@ def dattri(work: Workload) -> Callable[[], Any]:
     return run
 
 
-def bergson(work: Workload, target: str = "global", dim: int = DIM) -> Callable[[], Any]:
-    """bergson's collector with one projection of length d over all modules, as the others have it."""
+def bergson_index(work: Workload, target: str = "global", dim: int = DIM) -> Callable[[str], None]:
+    """Return what collects the projected gradients of a workload's rows by bergson, into a folder."""
     from bergson import GradientProcessor, collect_gradients
     from bergson.config.config import IndexConfig
     from bergson.utils.peft import detect_peft_modules
@@ -309,13 +322,23 @@ def bergson(work: Workload, target: str = "global", dim: int = DIM) -> Callable[
     rows = work.rows.add_column("length", [len(ids) for ids in work.rows["input_ids"]])
     modules = detect_peft_modules(work.model)
 
+    def collect(folder: str) -> None:
+        options = {"projection_dim": dim, "projection_target": target}
+        config = IndexConfig(run_path=f"{folder}/index", loss_reduction="mean", token_batch_size=4096, **options)
+        config.partial_run_path.mkdir(parents=True, exist_ok=True)
+        processor = GradientProcessor(**options)
+        collect_gradients(work.model, rows, processor, config, batches=batches, target_modules=modules)
+
+    return collect
+
+
+def bergson(work: Workload, target: str = "global", dim: int = DIM) -> Callable[[], Any]:
+    """bergson's collector with one projection of length d over all modules, as the others have it."""
+    collect = bergson_index(work, target, dim)
+
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            options = {"projection_dim": dim, "projection_target": target}
-            config = IndexConfig(run_path=folder, loss_reduction="mean", token_batch_size=4096, **options)
-            config.partial_run_path.mkdir(parents=True, exist_ok=True)
-            processor = GradientProcessor(**options)
-            collect_gradients(work.model, rows, processor, config, batches=batches, target_modules=modules)
+            collect(folder)
 
     return run
 

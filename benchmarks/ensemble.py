@@ -10,8 +10,6 @@ benchmarks/results/ensemble.json, with a plot.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from functools import cache
 from typing import Any
@@ -19,12 +17,11 @@ from typing import Any
 import numpy as np
 from fidelity import make_run
 from matplotlib.figure import Figure
-from paths import RESULTS, ROOT
+from paths import ROOT
 from scipy.stats import spearmanr
+from studies import measured_studies
 
 from hf_tasksel import swap_selection
-from hf_tasksel.core.files import write_json
-from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.subsets import random_halves
 from hf_tasksel.records.estimator import fit_run_estimator
 from hf_tasksel.report.plots import BLUE, GREY, ORANGE, save, tidy
@@ -39,17 +36,8 @@ COLORS = dict(zip(FRACTIONS, (ORANGE, BLUE, GREY), strict=True))
 
 def main() -> int:
     """Measure the studies and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("studies", nargs="+")
-    parser.add_argument("--folders", default="out/study-{}", help="where their runs are")
-    options = parser.parse_args()
-    path = RESULTS / "ensemble.json"
-    known = json.loads(path.read_text())["studies"] if path.is_file() else {}
-    found = {**known, **{name: measure(name, options.folders.format(name)) for name in options.studies}}
-    command = f"python benchmarks/ensemble.py {' '.join(found)}"
-    write_json(path, {"command": command, "versions": versions(), "draws": DRAWS, "studies": found})
+    found = measured_studies("ensemble", __doc__, measure, draws=DRAWS)
     draw(found)
-    print(f"written to {path.relative_to(ROOT)}")
     return 0
 
 

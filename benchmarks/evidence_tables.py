@@ -91,10 +91,9 @@ def paper_costs() -> str:
 def targets() -> str:
     """Losses and right answers after fine-tunes on what each way chose, for the targets that were measured."""
     rows: list[list[Any]] = []
-    for target in ("trec", "sst2", "tweet_emotion"):
-        if not (RESULTS / f"targets_{target}.json").is_file():
-            continue
-        for name, found in result(f"targets_{target}")["choices"].items():
+    for path in sorted(RESULTS.glob("targets_*.json")):
+        target = path.stem.removeprefix("targets_")
+        for name, found in result(path.stem)["choices"].items():
             counts = sorted({len(tasks) for tasks in found["tasks"]}) or [0]
             figures = [spread(found["test_losses"], "{:.3f}"), spread(found["accuracies"], "{:.0%}")]
             rows.append([target, name, counts[0], *figures])

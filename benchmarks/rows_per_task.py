@@ -10,8 +10,6 @@ estimates over random halves, the share of the pass that it takes, and where `au
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from functools import partial
@@ -22,12 +20,11 @@ import numpy as np
 from fidelity import make_run
 from fidelity_evaluation import Truth
 from matplotlib.figure import Figure
-from paths import RESULTS, ROOT
+from paths import ROOT
 from scipy.stats import spearmanr
+from studies import measured_studies
 
 from hf_tasksel import GradientStore, SubsetEstimator
-from hf_tasksel.core.files import write_json
-from hf_tasksel.core.version import versions
 from hf_tasksel.estimation.coefficients import coefficients
 from hf_tasksel.estimation.row_sampling import blocks
 from hf_tasksel.gradients.row_sampling import ENOUGH, TaskEffects
@@ -42,17 +39,8 @@ COUNTS, DRAWS = (8, 16, 32, 64, 128, 256), 10
 
 def main() -> int:
     """Measure the studies and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("studies", nargs="+")
-    parser.add_argument("--folders", default="out/study-{}", help="where their runs are")
-    options = parser.parse_args()
-    path = RESULTS / "rows_per_task.json"
-    known = json.loads(path.read_text())["studies"] if path.is_file() else {}
-    found = {**known, **{name: measure(name, options.folders.format(name)) for name in options.studies}}
-    command = f"python benchmarks/rows_per_task.py {' '.join(found)}"
-    write_json(path, {"command": command, "versions": versions(), "draws": DRAWS, "studies": found})
+    found = measured_studies("rows_per_task", __doc__, measure, draws=DRAWS)
     draw(found)
-    print(f"written to {path.relative_to(ROOT)}")
     return 0
 
 

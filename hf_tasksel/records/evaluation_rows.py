@@ -12,6 +12,7 @@ from ..core.files import as_written, read_json
 
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_HEADER = ["fine-tuned on", "tasks", "rows", "estimated dev loss", "dev loss", "test loss", "right answers"]
+ALL, SELECTION, TARGET_ONLY = "all tasks", "selection", "target only"  # what is fine-tuned, beside the base as it is
 BELOW = "below 0"
 NO_LOSS = "estimates that no loss can have, beyond where the expansion holds: they order subsets, no more"
 
@@ -21,9 +22,10 @@ class EvaluationRow:
     """One line of the closing table.
 
     Attributes:
-        model: `base`, `all tasks` or `selection`.
+        model: `base`, `all tasks`, `target only` or `selection`.
         num_tasks: how many tasks it was fine-tuned on.
-        estimated_loss: what the estimator said about the target's dev loss, nats per token; None for the base.
+        estimated_loss: what the estimator said about the target's dev loss, nats per token; None for the base and
+            for the target alone.
         dev_loss, test_loss: measured target losses, nats per token.
         answer_accuracy: share of right final answers on test, for targets that have answers.
         train_samples: how many training rows it saw per epoch.
@@ -84,10 +86,15 @@ def number(value: float | None, pattern: str = ".4f") -> str:
     return "" if value is None else format(value, pattern)
 
 
+def tuned_folder(output_dir: Path, name: str) -> Path:
+    """Return the folder of a fine-tune of a run."""
+    return output_dir / "final" if name == SELECTION else output_dir / "compare" / name.replace(" ", "-")
+
+
 def disappointment(rows: Sequence[EvaluationRow]) -> str | None:
-    """Say when the selection did no better than all tasks or than the base."""
+    """Say when the selection did no better than something that it was compared with."""
     test = {row.model: row.test_loss for row in rows}
-    better = [name for name, loss in test.items() if name != "selection" and loss <= test.get("selection", -math.inf)]
+    better = [name for name, loss in test.items() if name != SELECTION and loss <= test.get(SELECTION, -math.inf)]
     if not better:
         return None
     return (

@@ -15,7 +15,15 @@ from ..selection.analysis.grouping import TaskAffinity
 from ..selection.result import SELECTION_FILE, SelectionResult
 from .affinity import AFFINITY_FILE
 from .estimates_table import ESTIMATES_FILE, read_estimates
-from .evaluation_rows import EVALUATION_FILE, EvaluationRow, read_evaluation
+from .evaluation_rows import (
+    ALL,
+    EVALUATION_FILE,
+    SELECTION,
+    TARGET_ONLY,
+    EvaluationRow,
+    read_evaluation,
+    tuned_folder,
+)
 from .integrity import refuse_damage
 from .loss_curves import LossCurves, read_log
 from .record import RUN_FILE, read_record
@@ -50,7 +58,7 @@ class RunFiles:
         affinity: which tasks help each other.
         estimates: the rows of `estimates.parquet`.
         meta_curves: losses of meta training.
-        fine_tune_curves: `all tasks` and `selection` -> losses of the fine-tune.
+        fine_tune_curves: `all tasks`, `target only`, `selection` -> losses of the fine-tune.
     """
 
     folder: Path
@@ -83,9 +91,8 @@ def read_run(folder: str | Path) -> RunFiles:
     with as_written(folder / RUN_FILE):
         tasks = list(run.get("data", {}).get("rows", {}))
         measured_tasks = list(run["stages"].get("final", {}).get("settings", {}).get("selected", []))
-    compared = {name: folder / "compare" / name.replace(" ", "-") for name in ("all tasks", "target only")}
-    logs = {**compared, "selection": folder / "final"}
-    curves = {name: read_log(path / "training_log.json") for name, path in logs.items()}
+    names = (ALL, TARGET_ONLY, SELECTION)
+    curves = {name: read_log(tuned_folder(folder, name) / "training_log.json") for name in names}
     return RunFiles(
         folder=folder,
         run=run,

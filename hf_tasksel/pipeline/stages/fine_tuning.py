@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.distributed import barrier, distributed_rank
 from ...core.files import write_json
-from ...records.evaluation_rows import EVALUATION_FILE, EvaluationRow
+from ...records.evaluation_rows import ALL, EVALUATION_FILE, SELECTION, TARGET_ONLY, EvaluationRow, tuned_folder
 from ...records.record import RUN_FILE
 from ...selection.result import SELECTION_FILE, SelectionResult
 from ...training.adapters import ADAPTER_FILE
@@ -22,7 +22,6 @@ from ..resuming import RESUME_FILE, discard_checkpoints, last_checkpoint
 
 FINAL, TUNED = "final", "fine_tune/"
 NOT_RESULTS = ("README.md", RESUME_FILE, SELECTION_FILE, EVALUATION_FILE, RUN_FILE)  # of a fine-tune
-ALL, SELECTION, TARGET = "all tasks", "selection", "target only"
 
 
 def chosen(run: Run, selected: list[str]) -> dict[str, list[str]]:
@@ -30,15 +29,10 @@ def chosen(run: Run, selected: list[str]) -> dict[str, list[str]]:
     known, target = run.materials.splits.task_names, run.config.target.task
     wanted = {SELECTION: selected}
     if "target" in run.config.compare_with and target in known and selected != [target]:
-        wanted = {TARGET: [target], **wanted}
+        wanted = {TARGET_ONLY: [target], **wanted}
     if "all" in run.config.compare_with and set(selected) != set(known):
         wanted = {ALL: known, **wanted}
     return wanted
-
-
-def tuned_folder(run: Run, name: str) -> Path:
-    """Return the folder of a fine-tune."""
-    return run.output_dir / "final" if name == SELECTION else run.output_dir / "compare" / name.replace(" ", "-")
 
 
 def pieces(run: Run) -> list[Piece]:
@@ -46,7 +40,7 @@ def pieces(run: Run) -> list[Piece]:
     selection, config = SelectionResult.load(run.output_dir), run.config
     hashes, common = run.materials.data_hashes, fine_tune_settings(run)
     found = [
-        Piece(TUNED + name, {**common, "tasks": tasks}, tuned_folder(run, name) / ADAPTER_FILE)
+        Piece(TUNED + name, {**common, "tasks": tasks}, tuned_folder(run.output_dir, name) / ADAPTER_FILE)
         for name, tasks in chosen(run, selection.selected).items()
     ]
     settings = {
@@ -107,7 +101,7 @@ def measure_all(run: Run, path: Path) -> None:
         rows.append(EvaluationRow("base", 0, None, **figures(materials.measurable())))
     for name, tasks in chosen(run, selection.selected).items():
         done = stages[TUNED + name]
-        model = materials.measurable(tuned_folder(run, name))
+        model = materials.measurable(tuned_folder(run.output_dir, name))
         row = {"train_samples": done["train_samples"], "seconds": done["train_seconds"], **figures(model)}
         rows.append(EvaluationRow(name, len(tasks), estimates.get(name), **row))
     if distributed_rank()[0] == 0:

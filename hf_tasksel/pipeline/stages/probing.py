@@ -23,6 +23,7 @@ from ...estimation.subsets import num_subsets, random_subsets, subset_sizes, sub
 from ...gradients.response.evaluation import Evaluations, ResponseEvaluator
 from ...gradients.response.sources import move_to
 from ...records.estimator import surrogate_change
+from ...records.evaluation_rows import ALL, tuned_folder
 from ...records.known_loss import KNOWN_LOSS_FILE, KnownLoss
 from ...training.adapters import ADAPTER_FILE
 from ...training.evaluation import mean_loss
@@ -32,7 +33,7 @@ from ..identity import fine_tune_settings
 from ..pieces import Piece, Stage
 from ..probe_plan import ProbePlan, run_plan
 from ..true_runs import FIRST_SEED, train_and_measure, true_runs, truth_path, uses_engine
-from .fine_tuning import ALL, TUNED, tune, tuned_folder
+from .fine_tuning import TUNED, tune
 
 KNOWN, QUARTER, RESPONSE = "known_loss", "quarter", "response"
 # After random subsets, the one that the surface says is best, then worst, then best again: a search goes to the edge
@@ -51,7 +52,7 @@ def pieces(run: Run) -> Iterator[Piece]:
     known_by = settings
     if plan is not None and plan.trains_all:
         names = run.materials.splits.task_names
-        on_all = Piece(TUNED + ALL, {**common, "tasks": names}, tuned_folder(run, ALL) / ADAPTER_FILE)
+        on_all = Piece(TUNED + ALL, {**common, "tasks": names}, tuned_folder(run.output_dir, ALL) / ADAPTER_FILE)
         yield on_all
         known_by = {**settings, "fine_tune": on_all.key}
     yield Piece(
@@ -106,7 +107,7 @@ def work(run: Run, piece: Piece) -> dict[str, Any]:
 def measure(run: Run) -> dict[str, Any]:
     """Measure the loss of training on all tasks, and decide whether the real model is asked."""
     plan, materials = own_plan(run), run.materials
-    folder = tuned_folder(run, ALL) if plan is not None and plan.trains_all else run.output_dir / "meta"
+    folder = tuned_folder(run.output_dir, ALL) if plan is not None and plan.trains_all else run.output_dir / "meta"
     size = materials.meta_args.per_device_eval_batch_size
     loss = mean_loss(materials.measurable(folder), materials.tokenizer, materials.tokenized["dev"], size)
     change = surrogate_change(run.output_dir, run.config)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...estimation.comparison import Verification
+from ...records.evaluation_rows import ALL, SELECTION, TARGET_ONLY
 from ...records.files import RunFiles
 from ...records.loss_curves import change, movers
 from ..card import TRUST_NOTE
@@ -113,9 +114,9 @@ def loss_section(files: RunFiles) -> Section | Missing:
             )
         )
     names = {
-        "all tasks": "fine-tune on all tasks",
-        "target only": "fine-tune on the target alone",
-        "selection": "fine-tune on the selection",
+        ALL: "fine-tune on all tasks",
+        TARGET_ONLY: "fine-tune on the target alone",
+        SELECTION: "fine-tune on the selection",
     }
     trainings = {"meta training": curves, **{names[name]: found for name, found in files.fine_tune_curves.items()}}
     ends = ", ".join(f"{name} from {found.loss[0]:.4f} to {found.loss[-1]:.4f}" for name, found in trainings.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...core.files import as_written, atomic_path
-from ...records.evaluation_rows import disappointment
+from ...records.evaluation_rows import ALL, TARGET_ONLY, disappointment
 from ...records.files import RunFiles, read_run
 from ...records.record import REPORT_FILE
 from .blocks import Section
@@ -94,8 +94,8 @@ def verdict(files: RunFiles, target: str) -> list[str]:
     loss = f"{chosen}; fine-tuned on them, the base reaches a test loss of {test['selection']:.4f} nats per token"
     others = {
         "base": "without fine-tuning",
-        "all tasks": "fine-tuned on all tasks",
-        "target only": "on the target alone",
+        ALL: "fine-tuned on all tasks",
+        TARGET_ONLY: "on the target alone",
     }
     beside = " and ".join(f"{test[name]:.4f} {words}" for name, words in others.items() if name in test)
     worse = disappointment(files.rows)
