@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -30,10 +33,26 @@ def on_ranks(count: int, work: Callable[..., None], *job: Any) -> None:
         monitor_interval=0.5,
     )
     try:
-        elastic_launch(launch, in_rank)(work, *job)
+        with kept_handlers():
+            elastic_launch(launch, in_rank)(work, *job)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise TaskSelectionError(f"rank {rank} of {count} failed: {failure.message}") from error
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Put back what this process does for signals: torch's launcher leaves its own handlers, also to forked processes,
+    which then outlive the SIGTERM that ends a pool.
+    """
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
 
 
 def in_rank(work: Callable[..., None], *job: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,10 @@ def test_what_a_rank_raises_is_raised(monkeypatch):
     from hf_tasksel.engines.ranks import on_ranks
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     with pytest.raises(TaskSelectionError, match=r"of 2 failed: .*this one cannot be done"):
         on_ranks(2, engine_jobs.fail, "this one")
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 @pytest.mark.slow
